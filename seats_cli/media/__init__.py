@@ -1,0 +1,8 @@
+"""A path becomes frames and samples: probing, sampling, decoding. NumPy and PyAV only; see `Clip`."""
+
+from .audio import SAMPLE_RATE
+from .clip import Clip, MediaInfo, open_clip
+from .sampling import Sampling, parse_time
+from .video import MediaWindow
+
+__all__ = ["SAMPLE_RATE", "Clip", "MediaInfo", "MediaWindow", "Sampling", "open_clip", "parse_time"]

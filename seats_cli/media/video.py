@@ -1,0 +1,318 @@
+"""The video track: presentation times without decoding, then exact frames on bounded memory."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from ..errors import MediaFormat
+from .probe import INDEXED, Probe, Track, Warn, decode, frame_ticks, open_container, packets, seek, stream_of
+
+_SEEK_GAIN = (
+    16  # packets that a seek must skip to be worth it: less than that is decoded in the time of the seek
+)
+_SCAN_MARGIN_S = (
+    2.0  # a range's scan begins this much early, so that its first keyframe is certainly before it
+)
+
+
+@dataclass(frozen=True)
+class MediaWindow:
+    """A run of sampled frames in time order.
+
+    `frames` (T,H,W,3) uint8 RGB, upright, at native size; `frame_times_s` (T,) float64 and `start_s` are
+    relative to the start of the asked range.
+    """
+
+    index: int
+    start_s: float
+    frames: np.ndarray | None
+    frame_times_s: np.ndarray
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """Every frame of the scanned part, in ticks of `time_base` on the container's clock.
+
+    `ticks` (n,) int64 ascending presentation times and `order` (n,) int64 where the frame's packet comes in
+    the file (0 the first packet scanned). `keys` (k,3) int64, a row a keyframe in file order: its place, its
+    ticks, and the ticks to seek to. `from_start` is False when the scan began inside the file; `by_number`
+    when the container has no usable clock and frames are known by number instead; `end_s` is when the last
+    frame's display ends.
+    """
+
+    time_base: Fraction
+    ticks: np.ndarray
+    order: np.ndarray
+    keys: np.ndarray
+    from_start: bool
+    by_number: bool
+    end_s: float
+
+    def key_for(self, row: int) -> int:
+        """The last keyframe from which frame `row` decodes exactly; -1 when it comes before the first.
+
+        A frame shown before a keyframe that precedes it in the file (an open group) needs the keyframe
+        before.
+        """
+        usable = (self.keys[:, 0] <= self.order[row]) & (self.keys[:, 1] <= self.ticks[row])
+        return int(np.flatnonzero(usable)[-1]) if usable.any() else -1
+
+
+def scan(file: Probe, track: Track, start_s: float, end_s: float | None) -> VideoIndex:
+    """Reads packet headers, decoding nothing, of the range (seconds on the container's clock).
+
+    A truncated file simply yields the frames that are there. Memory: a few integers a frame.
+    """
+    if start_s > track.first_s + _SCAN_MARGIN_S and file.container in INDEXED:
+        index = _scan_from(file, track, start_s - _SCAN_MARGIN_S, end_s)
+        # A seek that landed late (no keyframe where the index says) would lose the head of the range.
+        if index is not None and len(index.ticks) and index.ticks[0] * index.time_base <= start_s:
+            return index
+    index = _scan_from(file, track, None, end_s)
+    return index if index is not None else _scan_by_decoding(file, track, end_s)
+
+
+def _scan_from(file: Probe, track: Track, seek_s: float | None, end_s: float | None) -> VideoIndex | None:
+    """The index from a demuxing pass; None when the container gives frames no presentation times."""
+    rows, keys = array("q"), array("q")  # flat, because a tuple a frame would be tens of MB in a long file
+    shown_s = 0.0
+    with open_container(file.path, only=track.index) as container:
+        stream = stream_of(container, track)
+        base = stream.time_base
+        limit = math.inf if end_s is None else end_s / base
+        if seek_s is not None and not seek(container, stream, int(seek_s / base)):
+            return None
+        place = -1
+        for packet in packets(container, stream):
+            if packet.size == 0:
+                continue
+            place += 1
+            if packet.pts is None:
+                return None
+            if packet.is_keyframe:
+                # mov seeks by decoding time, matroska by presentation time
+                by_dts = file.container == "mov" and packet.dts is not None
+                keys.extend((place, packet.pts, packet.dts if by_dts else packet.pts))
+            if not packet.is_discard:
+                rows.extend((packet.pts, place))
+                shown_s = max(shown_s, float((packet.pts + (packet.duration or 0)) * base))
+            if (packet.dts if packet.dts is not None else packet.pts) > limit:
+                break
+    return _index(base, rows, keys, seek_s is None, False, shown_s)
+
+
+def _scan_by_decoding(file: Probe, track: Track, end_s: float | None) -> VideoIndex:
+    """The index of a file without presentation times (raw streams, some avi): counts what decodes.
+
+    Frame k is shown at k / rate, which is what such files mean; end_s ends the count early.
+    """
+    base = 1 / Fraction(track.average_fps or 25).limit_denominator(100_000)
+    frames = 0
+    first = round(track.first_s / base)
+    with open_container(file.path, only=track.index) as container:
+        stream = stream_of(container, track)
+        for packet in packets(container, stream):
+            frames += len(decode(packet) or [])
+            if end_s is not None and (first + frames - 1) * base > end_s:
+                break
+    rows = array("q", (number for frame in range(frames) for number in (first + frame, frame)))
+    return _index(base, rows, array("q"), True, True, float((first + frames) * base))
+
+
+def _index(
+    base: Fraction,
+    rows: array[int],
+    keys: array[int],
+    from_start: bool,
+    by_number: bool,
+    end_s: float,
+) -> VideoIndex:
+    """The index of (ticks, place) pairs and (place, ticks, seek ticks) triples, both flat, in file order."""
+    table, key_table = np.array(rows, np.int64).reshape(-1, 2), np.array(keys, np.int64).reshape(-1, 3)
+    if len(key_table):  # what precedes the first keyframe (a broadcast joined midway) never decodes
+        table = table[(table[:, 1] >= key_table[0, 0]) & (table[:, 0] >= key_table[0, 1])]
+    ticks, first = np.unique(table[:, 0], return_index=True)
+    if len(ticks) > 1:  # the last frame lasts at least about as long as the others
+        end_s = max(end_s, float((ticks[-1] + np.median(np.diff(ticks))) * base))
+    return VideoIndex(base, ticks, table[first, 1], key_table, from_start, by_number, end_s)
+
+
+class FrameReader:
+    """Exact frames by their row in a `VideoIndex`, asked for in ascending order; a context manager.
+
+    Decodes with all threads, converts only the frames asked for, and seeks over groups of pictures that hold
+    none of them. Holds two decoded frames. What does not decode is replaced by the nearest frame that does,
+    and counted.
+    """
+
+    def __init__(self, file: Probe, track: Track, index: VideoIndex) -> None:
+        self.file, self.track, self.index = file, track, index
+        self.damaged_packets = 0
+        self.replaced: list[int] = []  # rows of the frames that another stands for
+        self._may_seek = file.container in INDEXED and not index.by_number and len(index.keys) > 0
+        self._usual = float(np.median(np.diff(index.ticks))) if len(index.ticks) > 1 else 0.0
+        self._container: Any = None
+        self._stream: Any = None
+        self._packets: Iterator[Any] = iter(())
+        self._frames: Iterator[tuple[int, Any]] = iter(())
+        self._previous: tuple[int, Any] | None = None
+        self._current: tuple[int, Any] | None = None
+        self._place: int | None = None  # packets of the index fed to the decoder so far, None if not known
+        self._landed: int | None = None  # the keyframe just sought to, until the next read
+        self._number = 0  # of the next frame, where frames are known by number
+        self._rgb: tuple[int, np.ndarray] | None = None
+        self._open()
+
+    def __enter__(self) -> FrameReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._frames = iter(())
+        self._previous = self._current = None
+
+    def read(self, row: int) -> np.ndarray:
+        """Frame `row` of the index, (H,W,3) uint8 RGB, upright; raises `MediaFormat` if nothing decodes."""
+        target = int(self.index.ticks[row])
+        if self._rgb is not None and self._rgb[0] == target:
+            return self._rgb[1]
+        self._seek_if_it_wins(row)
+        ticks = self._decode_to(target)
+        landed, self._landed = self._landed, None
+        if ticks != target and landed is not None and (landed > 0 or not self.index.from_start):
+            # Right after a keyframe, references can lack (intra refresh): once more from one further back.
+            self._seek_to_key(landed - 1)
+            self._decode_to(target)
+            self._landed = None
+        near = [pair for pair in (self._previous, self._current) if pair is not None]
+        if near:
+            ticks, frame = min(near, key=lambda pair: abs(pair[0] - target))
+            rgb, missed = self._upright(frame), abs(ticks - target) > 1.5 * self._usual
+        elif self._rgb is not None:
+            rgb, missed = self._rgb[1], True
+        else:
+            raise _no_frame(self.file)
+        if missed:
+            self.replaced.append(row)
+        self._rgb = (target, rgb)
+        return rgb
+
+    def _open(self) -> None:
+        self.close()
+        self._container = open_container(self.file.path, only=self.track.index)
+        self._stream = stream_of(self._container, self.track)
+        self._stream.thread_type = "AUTO"
+        self._place = 0 if self.index.from_start else None
+        self._landed = None
+        self._number = round(self.track.first_s / self.index.time_base)
+        self._packets = packets(self._container, self._stream)
+        self._frames = self._decoded()
+
+    def _decoded(self) -> Iterator[tuple[int, Any]]:
+        """(ticks, frame) in presentation order from where the container stands."""
+        for packet in self._packets:
+            frames = decode(packet)
+            if packet.size and self._place is not None:
+                self._place += 1
+            if frames is None:
+                self.damaged_packets += 1
+            for frame in frames or ():
+                if self.index.by_number:
+                    yield self._number, frame
+                    self._number += 1
+                elif (ticks := frame_ticks(frame)) is not None:
+                    yield ticks, frame
+
+    def _decode_to(self, target: int) -> int | None:
+        """Decodes until a frame at or after the target is current; its ticks, None at the track's end."""
+        while self._current is None or self._current[0] < target:
+            following = next(self._frames, None)
+            if following is None:
+                return None
+            self._previous, self._current = self._current, following
+        return int(self._current[0])
+
+    def _seek_if_it_wins(self, row: int) -> None:
+        if not self._may_seek or (self._current is not None and self._current[0] >= self.index.ticks[row]):
+            return
+        key = self.index.key_for(row)
+        if self._place is None or (key >= 0 and self.index.keys[key, 0] - self._place >= _SEEK_GAIN):
+            self._seek_to_key(key)
+
+    def _seek_to_key(self, key: int) -> None:
+        """Stands before keyframe `key`; if that fails, at the start of the file, and seeks no more."""
+        if key >= 0 and seek(self._container, self._stream, int(self.index.keys[key, 2])):
+            self._packets = packets(self._container, self._stream)
+            first = next(self._packets, None)
+            pts = first.pts if first is not None and first.size else None
+            landed = -1 if pts is None else int(np.argmax(self.index.keys[:, 1] == pts))
+            if 0 <= landed <= key and self.index.keys[landed, 1] == pts:
+                self._place, self._landed = int(self.index.keys[landed, 0]), landed
+                self._previous = self._current = None
+                self._packets = _prepend(first, self._packets)
+                self._frames = self._decoded()
+                return
+        self._may_seek = False
+        self._open()
+
+    def _upright(self, frame: Any) -> np.ndarray:
+        if (frame.width, frame.height) != (self.track.width, self.track.height):
+            frame = frame.reformat(width=self.track.width, height=self.track.height)
+        rgb = frame.to_ndarray(format="rgb24")
+        return np.ascontiguousarray(np.rot90(rgb, k=self.track.rotation // 90))
+
+
+def windows(
+    reader: FrameReader, rows: np.ndarray, times_s: np.ndarray, frames_per_window: int, warn: Warn
+) -> Iterator[MediaWindow]:
+    """The frames at `rows` of the index in windows of `frames_per_window` (the last may be shorter).
+
+    One window of pixels is held at a time. Frames that did not decode are reported through `warn` at the end.
+    """
+    for index, first in enumerate(range(0, len(rows), frames_per_window)):
+        part = rows[first : first + frames_per_window]
+        frames = np.stack([reader.read(int(row)) for row in part])
+        times = times_s[first : first + frames_per_window]
+        yield MediaWindow(index, float(times[0]), frames, times)
+    name = reader.file.path.name
+    if reader.damaged_packets:
+        plural = "s" if reader.damaged_packets > 1 else ""
+        warn(f"{name}: {reader.damaged_packets} damaged video packet{plural} skipped")
+    if reader.replaced:
+        lost = np.isin(rows, reader.replaced)
+        kept = times_s[~lost]
+        if not len(kept):
+            raise _no_frame(reader.file)
+        if lost[-1] and not lost[: len(kept)].any():
+            warn(
+                f"{name}: only the first {kept[-1]:.1f} of {times_s[-1]:.1f} s of video decode; "
+                "the last good frame stands for the rest"
+            )
+        else:
+            warn(
+                f"{name}: {int(lost.sum())} of {len(rows)} sampled frames do not decode; "
+                "the nearest good frame stands for each"
+            )
+
+
+def _no_frame(file: Probe) -> MediaFormat:
+    return MediaFormat(
+        f"{file.path}: no frame of the asked range decodes",
+        hint="the file is damaged there; try another range",
+    )
+
+
+def _prepend(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
