@@ -1,0 +1,182 @@
+"""Stage II, from relevance to tokens: a budget for every window, its split by kind, the best tokens within
+it.
+
+All tensors stay on their device and no loop runs over windows or tokens. Two ways to budget: as published,
+where the floors may overshoot the total, and exact, where nothing may. Source: docs/method.md, "Stage II".
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from seats_cli.selection.layout import TokenLayout
+from seats_cli.selection.options import SelectionOptions
+from seats_cli.selection.plan import keep_total
+from seats_cli.selection.relevance import WindowShares, WindowTokens, sort_into_windows, window_shares
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Tokens that each window may keep of each kind, (T,) int64 each."""
+
+    video: torch.Tensor
+    audio: torch.Tensor
+
+
+def choose_in_layer(
+    scores: torch.Tensor,
+    layout: TokenLayout,
+    keep_video: float,
+    keep_audio: float,
+    n_windows: int,
+    options: SelectionOptions,
+) -> torch.Tensor:
+    """Stage II at one drop: (S,) bool, True for what stays; all text stays.
+
+    scores: (S,) float32, attention received from the last text token. keep_video, keep_audio: fractions of
+    the layout's tokens of that kind. n_windows: more than any window id of the layout. Ties go to the lowest
+    index.
+    """
+    total_video = keep_total(keep_video, layout.n_video)
+    total_audio = keep_total(keep_audio, layout.n_audio)
+    if not layout.n_video or not layout.n_audio or n_windows == 1:
+        quota = scores.new_tensor([len(layout), total_video, total_audio], dtype=torch.int64)
+        return keep_best(scores, layout.kind.to(torch.int64), quota)
+    tokens = sort_into_windows(layout, n_windows)
+    shares = window_shares(scores, tokens, options)
+    budget = published_budgets if options.budgets == "published" else exact_budgets
+    budgets = budget(shares, tokens, total_video, total_audio)
+    quota = torch.stack((budgets.video, budgets.audio), dim=1).view(-1)
+    everything = torch.full_like(quota[:1], len(layout))
+    return keep_best(scores, tokens.group, torch.cat((quota, everything)))
+
+
+def keep_best(scores: torch.Tensor, group: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
+    """(S,) bool, True for the `quota[g]` highest-scored tokens of each group g; ties: the lowest index."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    sizes = torch.zeros_like(quota).scatter_add_(0, group, torch.ones_like(group))
+    start = sizes.cumsum(0) - sizes
+    ordered = group[order]
+    rank = torch.arange(len(order), device=order.device) - start[ordered]
+    return torch.zeros_like(order, dtype=torch.bool).scatter_(0, order, rank < quota[ordered])
+
+
+def published_budgets(
+    shares: WindowShares, tokens: WindowTokens, total_video: int, total_audio: int
+) -> Budgets:
+    """The paper's budgets: at least one token of each kind that a window has, even past the total."""
+    size = tokens.size
+    total = total_video + total_audio
+    wanted = ((shares.video + shares.audio) / 2 * total).round().to(torch.int64)
+    budget = torch.minimum(wanted.clamp(min=1), size)
+    budget = meet_total(budget, torch.ones_like(size), size, total)
+    part = _video_part(shares, total_video, total_audio)
+    video = torch.minimum((budget * part).round().to(torch.int64), tokens.n_video)
+    audio = torch.minimum(budget - video, tokens.n_audio)
+    video = video + torch.minimum(budget - video - audio, tokens.n_video - video)
+    audio = audio + torch.minimum(budget - video - audio, tokens.n_audio - audio)
+    video, audio = _floor_published(video, audio, tokens.n_video, tokens.n_audio, budget)
+    audio, video = _floor_published(audio, video, tokens.n_audio, tokens.n_video, budget)
+    return Budgets(video, audio)
+
+
+def exact_budgets(shares: WindowShares, tokens: WindowTokens, total_video: int, total_audio: int) -> Budgets:
+    """Budgets that sum to exactly total_video + total_audio and never exceed a window's tokens of a kind.
+
+    A window's wish is p_t K_v + q_t K_a, scaled until the wishes, kept within bounds, meet the total. Each
+    kind present in a window keeps a token there while the total allows; else the least relevant windows lose
+    theirs.
+    """
+    size = tokens.size
+    total = total_video + total_audio
+    has_video, has_audio = (tokens.n_video > 0).long(), (tokens.n_audio > 0).long()
+    wish = shares.video * total_video + shares.audio * total_audio
+    least = _affordable(wish, has_video + has_audio, total)
+    scaled = scale_to_total(wish, least, size, total)
+    budget = torch.minimum(torch.maximum(scaled.round().to(torch.int64), least), size)
+    budget = meet_total(budget, least, size, total)
+    part = _video_part(shares, total_video, total_audio)
+    floors_hold = (budget >= has_video + has_audio).long()
+    video = (budget * part).round().to(torch.int64)
+    video = torch.maximum(video, torch.maximum(budget - tokens.n_audio, has_video * floors_hold))
+    video = torch.minimum(video, torch.minimum(tokens.n_video, budget - has_audio * floors_hold))
+    return Budgets(video, budget - video)
+
+
+def meet_total(values: torch.Tensor, least: torch.Tensor, most: torch.Tensor, total: int) -> torch.Tensor:
+    """Take 1 from the largest while the sum is above `total`, give 1 to the smallest while it is below.
+
+    values, least, most: (T,) int64, least <= most where a value may change; a value at its bound is left
+    alone, and ties go to the lowest index. Solved at once by levels, not step by step.
+    """
+    missing = total - values.sum()
+    sign = torch.where(missing < 0, -1, 1)
+    # taking from the largest is giving to the smallest of the negated values
+    return sign * raise_smallest(sign * values, torch.where(missing < 0, -least, most), missing.abs())
+
+
+def raise_smallest(values: torch.Tensor, most: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+    """Give 1 to the smallest value below its `most` (ties: lowest index), `amount` times while there is one.
+
+    values, most: (T,) int64; amount: () int64 >= 0. As water that fills vessels: everything below some level
+    rises to it, and the few units left over go to the first ones on that level.
+    """
+    roof = torch.maximum(values, most)
+    corners, order = torch.cat((values, roof)).sort(stable=True)
+    ones = torch.ones_like(values)
+    rising = torch.cat((ones, -ones))[order].cumsum(0)  # how many values rise just above each corner
+    steps = rising[:-1] * corners.diff()
+    poured = torch.cat((steps.new_zeros(1), steps.cumsum(0)))  # to lift the lowest to each corner
+    corner = (poured <= amount).sum(dim=0, keepdim=True) - 1  # (1,): a () index would wait for the device
+    beyond = (amount - poured[corner]).div(rising[corner].clamp(min=1), rounding_mode="floor")
+    level = corners[corner] + torch.where(rising[corner] > 0, beyond, 0)
+    raised = torch.maximum(values, torch.minimum(roof, level))
+    left = amount - (raised - values).sum()
+    can_rise = (values <= level) & (roof > level)
+    return raised + (can_rise & (can_rise.cumsum(0) <= left)).long()
+
+
+def scale_to_total(wish: torch.Tensor, least: torch.Tensor, most: torch.Tensor, total: int) -> torch.Tensor:
+    """clamp(c wish, least, most) with the one c for which it sums to `total`, as nearly as floats go.
+
+    wish: (T,) float >= 0; least, most: (T,) int64 with sum(least) <= total <= sum(most). Returns (T,) float.
+    """
+    wide = torch.float32 if wish.device.type == "mps" else torch.float64
+    # a window of no relevance is filled last, but is filled
+    weight = wish.to(wide).clamp(min=1e-9 * max(total, 1))
+    low, high = least / weight, most.to(wide) / weight
+    corners, order = torch.cat((low, high)).sort()
+    slope = torch.cat((weight, -weight))[order].cumsum(0)
+    sums = least.sum() + torch.cat((slope.new_zeros(1), (slope[:-1] * corners.diff()).cumsum(0)))
+    at = (sums <= total).sum(dim=0, keepdim=True).clamp(min=1) - 1
+    scale = corners[at] + ((total - sums[at]) / slope[at].clamp(min=weight.min())).clamp(min=0)
+    return torch.minimum(torch.maximum(scale * weight, least.to(wide)), most.to(wide))
+
+
+def _video_part(shares: WindowShares, total_video: int, total_audio: int) -> torch.Tensor:
+    """f_t, the part of a window's budget that is video's, (T,) float32."""
+    video, audio = shares.video * total_video, shares.audio * total_audio
+    return video / (video + audio + 1e-12)
+
+
+def _floor_published(
+    kept: torch.Tensor,
+    other: torch.Tensor,
+    size: torch.Tensor,
+    other_size: torch.Tensor,
+    budget: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A non-empty kind with nothing gets 1; the other, where it had more than 1, makes room down to 1."""
+    starved = (size > 0) & (kept == 0)
+    kept = torch.where(starved, 1, kept)
+    room = torch.minimum(other_size, budget - kept).clamp(min=1)
+    return kept, torch.where(starved & (other > 1), room, other)
+
+
+def _affordable(wish: torch.Tensor, floors: torch.Tensor, total: int) -> torch.Tensor:
+    """The floors that `total` can pay for, the windows of the largest wish first."""
+    order = wish.argsort(descending=True, stable=True)
+    paid_before = floors[order].cumsum(0) - floors[order]
+    granted = torch.minimum((total - paid_before).clamp(min=0), floors[order])
+    return torch.zeros_like(floors).scatter_(0, order, granted)

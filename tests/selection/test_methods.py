@@ -1,0 +1,187 @@
+"""Every method of the table against the same promises."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from clips import DEFAULT, OMNI_7B, clip
+from layouts import make_layout
+
+from seats_cli.errors import UsageError
+from seats_cli.selection.layout import TEXT, TokenLayout
+from seats_cli.selection.methods import METHODS, Kept, MediaTokens, Method, find_method
+from seats_cli.selection.plan import ClipCounts, Kind, Plan
+
+COUNTS = clip(n_grids=9, n_audio=330, tokens_per_grid=20)  # nine windows' worth of sound, the last ones short
+WIDTH = 12
+
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+stream_methods = pytest.mark.parametrize(
+    "method", [one for one in METHODS.values() if one.scope == "window"], ids=lambda method: method.name
+)
+
+
+def media(kind: Kind, counts: ClipCounts = COUNTS, seed: int = 0) -> MediaTokens:
+    n_tokens = counts.n_video if kind == "video" else counts.n_audio
+    generator = torch.Generator().manual_seed(seed)
+    return MediaTokens(
+        kind, torch.randn(n_tokens, WIDTH, generator=generator), torch.rand(n_tokens, generator=generator)
+    )
+
+
+def part(tokens: MediaTokens, start: int, end: int) -> MediaTokens:
+    assert tokens.saliency is not None
+    return replace(
+        tokens,
+        embeddings=tokens.embeddings[start:end],
+        saliency=tokens.saliency[start:end],
+        first_token=start,
+    )
+
+
+def plan_for(method: Method, ratio: float = 0.2, **changes: object) -> Plan:
+    return method.plan(OMNI_7B, ratio, COUNTS, replace(DEFAULT, **changes))  # type: ignore[arg-type]
+
+
+@every_method
+@pytest.mark.parametrize("kind", ["video", "audio"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_enters_is_what_was_planned(method: Method, kind: Kind, merge: bool) -> None:
+    plan, tokens = plan_for(method, merge=merge), media(kind)
+    kept = method.before_llm(tokens, plan)
+    before = (plan.n_video, plan.n_audio)
+    planned = (plan.stages[0].n_video, plan.stages[0].n_audio) if plan.stages else before
+    assert len(kept.indices) == planned[kind == "audio"]
+    assert kept.indices.dtype == torch.int64
+    assert (kept.indices.diff() > 0).all()
+    assert kept.embeddings.shape == (len(kept.indices), WIDTH)
+    if not merge:
+        assert torch.equal(kept.embeddings, tokens.embeddings[kept.indices])
+
+
+@stream_methods
+@pytest.mark.parametrize("kind", ["video", "audio"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_how_the_stream_is_cut_changes_nothing(method: Method, kind: Kind, merge: bool) -> None:
+    plan, tokens = plan_for(method, merge=merge), media(kind)
+    whole = method.before_llm(tokens, plan)
+    window, n_tokens = plan.window(kind), len(tokens.embeddings)
+    bounds = [0, window, 3 * window, n_tokens]
+    parts = [method.before_llm(part(tokens, start, end), plan) for start, end in pairwise(bounds)]
+    assert torch.equal(torch.cat([one.indices for one in parts]), whole.indices)
+    torch.testing.assert_close(torch.cat([one.embeddings for one in parts]), whole.embeddings)
+
+
+@every_method
+def test_the_same_twice(method: Method) -> None:
+    plan = plan_for(method)
+    first, second = (method.before_llm(media("video"), plan) for _ in range(2))
+    assert torch.equal(first.indices, second.indices)
+
+
+@every_method
+def test_ratio_one_keeps_all_untouched(method: Method) -> None:
+    plan, tokens = plan_for(method, ratio=1.0, merge=True), media("audio")
+    kept = method.before_llm(replace(tokens, saliency=None), plan)
+    assert torch.equal(kept.indices, torch.arange(COUNTS.n_audio))
+    assert torch.equal(kept.embeddings, tokens.embeddings)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_embeddings_keep_their_dtype(method: Method, dtype: torch.dtype) -> None:
+    tokens = media("audio")
+    kept = method.before_llm(
+        replace(tokens, embeddings=tokens.embeddings.to(dtype)), plan_for(method, merge=True)
+    )
+    assert kept.embeddings.dtype == dtype
+
+
+def run_layers(method: Method, plan: Plan, layout: TokenLayout) -> list[TokenLayout]:
+    """The layouts after every cut, with scores at random."""
+    generator = torch.Generator().manual_seed(1)
+    seen = []
+    for layer in plan.cut_layers:
+        scores = torch.rand(len(layout), generator=generator) if layer in plan.score_layers else None
+        drop = method.after_layer(layer, scores, layout, plan)
+        assert (drop.keep.diff() > 0).all()
+        assert drop.counts == layout.subset(drop.keep).counts
+        layout = layout.subset(drop.keep, drop.counts)
+        seen.append(layout)
+    return seen
+
+
+@every_method
+def test_inside_the_llm_text_stays_and_budgets_hold(method: Method) -> None:
+    plan = plan_for(method, ratio=0.3)
+    video, audio = (plan.stages[0].n_video, plan.stages[0].n_audio) if plan.stages else (0, 0)
+    n_windows = plan.n_windows
+    layout = make_layout(
+        [video // n_windows + (index < video % n_windows) for index in range(n_windows)],
+        [audio // n_windows + (index < audio % n_windows) for index in range(n_windows)],
+    )
+    for stage, after in zip(plan.stages[1:], run_layers(method, plan, layout), strict=True):
+        assert after.n_text == layout.n_text
+        assert after.n_video + after.n_audio == pytest.approx(stage.n_video + stage.n_audio, abs=2)
+    if plan.late_layer is not None:
+        assert (run_layers(method, plan, layout)[-1].kind == TEXT).all()
+
+
+@every_method
+def test_a_layer_that_is_not_in_the_plan_is_refused(method: Method) -> None:
+    with pytest.raises(ValueError, match="after layer 5"):
+        method.after_layer(5, None, make_layout([3], [3]), plan_for(method))
+
+
+def test_a_drop_needs_scores() -> None:
+    with pytest.raises(ValueError, match="needs attention scores"):
+        METHODS["seats"].after_layer(16, None, make_layout([30], [30]), plan_for(METHODS["seats"]))
+
+
+def test_random_follows_its_seed() -> None:
+    method = METHODS["random"]
+    one, same, other = (method.before_llm(media("video"), plan_for(method, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(one.indices, same.indices)
+    assert not torch.equal(one.indices, other.indices)
+
+
+def test_random_draws_every_token_alike() -> None:
+    method = METHODS["random"]
+    times = torch.zeros(COUNTS.n_video)
+    for seed in range(300):
+        times[method.before_llm(media("video"), plan_for(method, ratio=0.3, seed=seed)).indices] += 1
+    share = times / 300
+    plan = plan_for(method, ratio=0.3)
+    assert float(share.mean()) == pytest.approx(plan.entry_video, rel=0.05)
+    assert float(share.std()) < 0.06  # of 300 draws with p about 0.27: 0.026
+
+
+def test_fixed_keeps_what_stage_one_would() -> None:
+    """At equal entry ratios the two differ inside the LLM only."""
+    fixed, seats = METHODS["fixed"], METHODS["seats"]
+    plan = plan_for(fixed)
+    same_entry = replace(plan_for(seats), entry_video=plan.entry_video, entry_audio=plan.entry_audio)
+    rounded = replace(plan, spread_entry=False)
+    kept: list[Kept] = [
+        fixed.before_llm(media("video"), rounded),
+        seats.before_llm(media("video"), same_entry),
+    ]
+    assert torch.equal(kept[0].indices, kept[1].indices)
+
+
+def test_the_table_describes_itself() -> None:
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert method.summary
+        assert method.source
+        assert len(method.summary) <= 100
+    with pytest.raises(UsageError, match="no method 'seets'") as caught:
+        find_method("seets")
+    assert "seats, full, random, fixed" in (caught.value.hint or "")
+
+
+def test_the_command_line_knows_all_methods() -> None:
+    from seats_cli.cli.options import METHOD_NAMES
+
+    assert tuple(METHODS) == METHOD_NAMES
