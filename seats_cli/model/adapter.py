@@ -1,0 +1,269 @@
+"""What a model family must offer, so that the engine is written once over all of them.
+
+An `Adapter` wraps one loaded network. It lays out prompts, turns frames and mel frames into embeddings with
+their saliency, and runs the language model layer by layer. Nothing outside this room names an attribute of
+transformers. A second family is one more subclass; the prefill loop does not change for it.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from seats_cli.errors import UsageError
+from seats_cli.model.preprocess import MelSpec, PixelCaps, PixelStats
+from seats_cli.selection.layout import TokenLayout
+
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each (1, S, head_dim)
+
+
+@dataclass(frozen=True)
+class MediaShape:
+    """What of a clip enters the prompt, before any pixel or sample is decoded.
+
+    video_grid:       (t, h, w): t grids (frame pairs) of h x w patches, HF's video_grid_thw; None: no video
+    seconds_per_grid: time from one grid to the next, 2 / (true sampled fps); 0 without video
+    audio_frames:     mel frames (100 a second); 0 without audio
+    image_grid:       (1, h, w) in patches, HF's image_grid_thw; None: no image
+    n_video, n_audio, n_image: the tokens that those become
+    """
+
+    video_grid: tuple[int, int, int] | None = None
+    seconds_per_grid: float = 0.0
+    audio_frames: int = 0
+    image_grid: tuple[int, int, int] | None = None
+    n_video: int = 0
+    n_audio: int = 0
+    n_image: int = 0
+
+    @property
+    def tokens_per_grid(self) -> int:
+        """Video tokens of one grid; 0 without video."""
+        return self.n_video // self.video_grid[0] if self.video_grid else 0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question about one clip, as tokens, on the CPU.
+
+    input_ids:     (S,) int64; placeholders stand where media embeddings go
+    layout:        kind, window, position and time of every token; the i-th video (audio) token of the
+                   sequence is the i-th row of the video (audio) embeddings
+    image_slots:   (n_image,) int64, indices of the image tokens, which are kind text
+    next_position: the rotary position (all three axes) of the first generated token
+    """
+
+    input_ids: torch.Tensor
+    layout: TokenLayout
+    image_slots: torch.Tensor
+    next_position: int
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder made of one stretch of one kind.
+
+    embeddings: (N, D) in the language model's dtype, in time order
+    saliency:   (N,) float32, attention received per token (docs/method.md, "Stage I")
+    """
+
+    embeddings: torch.Tensor
+    saliency: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of a network as its config states them: what FLOPs and bytes are counted from.
+
+    `mlp` is the width of one token's MLP (for a mixture: of one expert). `vision_full_layers` attend within a
+    whole grid, the others within windows of `vision_window_patches` patches. `audio_chunk` is the number of
+    encoder positions that attend to each other.
+    """
+
+    family: str
+    n_layers: int
+    hidden: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    mlp: int
+    vocab: int
+    context_length: int
+    patch: int
+    merge: int
+    temporal_patch: int
+    vision_layers: int
+    vision_hidden: int
+    vision_heads: int
+    vision_mlp: int
+    vision_full_layers: int
+    vision_window_patches: int
+    audio_layers: int
+    audio_hidden: int
+    audio_heads: int
+    audio_mlp: int
+    audio_chunk: int
+    mel_bins: int
+    audio_tokens_per_s: float
+    position_ids_per_s: float
+    seconds_per_window: float
+    tied_embeddings: bool
+    experts: int = 0
+    active_experts: int = 0
+    shared_mlp: int = 0
+
+    @property
+    def key_width(self) -> int:
+        """Width of one layer's keys (and of its values) for one token: what the KV cache stores twice."""
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def pixel_factor(self) -> int:
+        """Sides of resized frames are multiples of this: one token's side in pixels."""
+        return self.patch * self.merge
+
+
+class Adapter(ABC):
+    """One loaded network of a known family. Layers are 0-based here: `run_layer(0, ...)` is the first.
+
+    Attributes (set by the subclass's constructor):
+        geometry:       sizes from the config
+        tokenizer:      the checkpoint's tokenizer, with `decode(ids, skip_special_tokens=...)`
+        name:           path or hub id as given; `revision` the resolved commit, where there is one
+        random_weights: True after `load_format="dummy"`; every output must say so
+        dtype, device:  of the language model's input embeddings; layers may sit on other devices
+        eos_token_ids:  tokens that end an answer
+        pixel_stats, mel_spec: preprocessing constants from the checkpoint's preprocessor_config.json
+        notes:          automatic choices made while loading, with their reasons
+    """
+
+    geometry: Geometry
+    tokenizer: Any
+    name: str
+    revision: str | None
+    random_weights: bool
+    dtype: torch.dtype
+    device: torch.device
+    eos_token_ids: tuple[int, ...]
+    pixel_stats: PixelStats
+    mel_spec: MelSpec
+    notes: tuple[str, ...]
+
+    @property
+    def n_layers(self) -> int:
+        """Decoder layers of the language model."""
+        return self.geometry.n_layers
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that the language model was made for (max_position_embeddings)."""
+        return self.geometry.context_length
+
+    @property
+    @abstractmethod
+    def parameter_count(self) -> int:
+        """Parameters materialised (language model and encoders)."""
+
+    @abstractmethod
+    def layer_device(self, index: int) -> torch.device:
+        """Where decoder layer `index` computes; its cache lives there too."""
+
+    # ---- what goes in ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def media_shape(
+        self,
+        *,
+        n_frames: int = 0,
+        height: int = 0,
+        width: int = 0,
+        sample_fps: float = 0.0,
+        n_samples: int = 0,
+        image_size: tuple[int, int] | None = None,
+        caps: PixelCaps | None = None,
+    ) -> MediaShape:
+        """How many tokens a clip becomes.
+
+        n_frames (even) sampled frames, upright, height x width pixels, at the true sample_fps; n_samples of
+        16 kHz mono audio; an image of image_size (height, width); `caps` None means `PixelCaps()`.
+        Raises MediaError for impossible sizes."""
+
+    @abstractmethod
+    def prompt(self, question: str, shape: MediaShape, *, system: str | None = None) -> Prompt:
+        """The token sequence for a question about media of this shape. `system` None means the family's own
+        default. Text of the user cannot form special tokens. Does not check the context length: see
+        `check_context`."""
+
+    def check_context(self, prompt: Prompt, *, max_new_tokens: int = 0) -> None:
+        """Raise UsageError when prompt and answer do not fit the context, saying what would make them fit."""
+        total = len(prompt) + max_new_tokens
+        if total <= self.context_length:
+            return
+        layout = prompt.layout
+        n_image = prompt.image_slots.numel()
+        parts = f"{layout.n_video} video + {layout.n_audio} audio + {n_image} image"
+        raise UsageError(
+            f"the prompt is too long: {len(prompt)} tokens ({parts} + {layout.n_text - n_image} text) and "
+            f"{max_new_tokens} for the answer, but this model's context holds {self.context_length}",
+            hint="shorten the clip with --start/--end, or lower --max-frames, --fps or --max-new-tokens",
+        )
+
+    # ---- encoders --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode_video(self, frames: torch.Tensor, grid: tuple[int, int, int], *, window: int = 2) -> Encoded:
+        """Embed frames (T, H, W, 3) uint8 of any size, T = 2 * number of grids; of `grid` only h and w count.
+
+        Frames are resized to the grid's size here. Saliency windows are `window` grids long, starting at the
+        first frame given, so give whole windows (the clip's last may be shorter): encoding window by window
+        then equals encoding at once. Tokens come grid by grid, rows of a grid top to bottom."""
+
+    @abstractmethod
+    def encode_audio(self, mel: torch.Tensor, *, window: int = 100) -> Encoded:
+        """Embed mel (bins, L) float32. Saliency windows are `window` encoder positions (50 a second).
+
+        Exact when called on multiples of `audio_block_frames` mel frames; the clip's last call may have any
+        length."""
+
+    @abstractmethod
+    def encode_image(self, image: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """Embed one image (H, W, 3) uint8 as (n_image, D)."""
+
+    @property
+    @abstractmethod
+    def audio_block_frames(self) -> int:
+        """Mel frames in one independent chunk of the audio encoder (200 for Qwen2.5-Omni: 2 s)."""
+
+    # ---- the language model ----------------------------------------------------------------------
+
+    @abstractmethod
+    def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(S,) int64 to (S, D) on `device` in `dtype`; rows of media placeholders are to be overwritten."""
+
+    @abstractmethod
+    def rotary(self, position: torch.Tensor) -> Rotary:
+        """cos and sin for positions (3, S) int64, each (1, S, head_dim) on `device` in `dtype`."""
+
+    @abstractmethod
+    def run_layer(self, index: int, hidden: torch.Tensor, rotary: Rotary, cache: Any | None) -> torch.Tensor:
+        """One decoder layer on (1, S, D), causal within the S tokens; (1, S, D) on `layer_device(index)`.
+
+        `cache` follows transformers' Cache contract: `cache.update(key, value, layer_idx)` takes rotated keys
+        (1, n_kv_heads, S, head_dim) and returns all keys and values to attend to; None keeps nothing. With
+        S > 1 the layer's cache must be empty before the call; with S = 1 the token attends to all of it."""
+
+    @abstractmethod
+    def last_token_attention(self, index: int, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """(S,) float32: attention that each token receives from the last one.
+
+        Through layer `index`'s own input norm, projections and rotary embedding, softmax over the sequence,
+        mean over heads (docs/method.md, "Stage II", step 1). `hidden` (1, S, D) is that layer's output; one
+        query row is computed."""
+
+    @abstractmethod
+    def final_logits(self, hidden: torch.Tensor, *, last_only: bool = False) -> torch.Tensor:
+        """Final norm and head: (1, S, D) to (1, S, V), or (1, 1, V) of the last token with `last_only`."""

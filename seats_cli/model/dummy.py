@@ -1,0 +1,145 @@
+"""Random weights in a real geometry: what a checkpoint costs, without its download.
+
+Everything around the weights is as real as it can be: a folder's own config, tokenizer and preprocessor
+files where it has them, else the geometry of a preset and a byte-level tokenizer. Answers are noise, and
+every report must say so (`Adapter.random_weights`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seats_cli.errors import DeviceError, ModelError, UsageError
+from seats_cli.model.adapter import Adapter
+from seats_cli.model.checkpoint import Checkpoint, Log, eos_ids, read_preprocessor
+from seats_cli.model.load import (
+    assemble,
+    choose_device,
+    choose_dtype,
+    has_tokenizer,
+    quiet_transformers,
+    read_thinker_config,
+    read_tokenizer,
+    thinker_config,
+)
+from seats_cli.model.preprocess import MelSpec, PixelStats
+from seats_cli.presets import load_preset
+
+CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CONFIG_TOKENS = {  # thinker config field -> the token whose id it holds
+    "audio_token_index": "<|AUDIO|>",
+    "image_token_index": "<|IMAGE|>",
+    "video_token_index": "<|VIDEO|>",
+    "audio_start_token_id": "<|audio_bos|>",
+    "audio_end_token_id": "<|audio_eos|>",
+    "vision_start_token_id": "<|vision_bos|>",
+    "vision_end_token_id": "<|vision_eos|>",
+}
+SEED = 0
+
+
+def load_dummy(model: str, *, device: str, dtype: str, log: Log, notes: list[str]) -> Adapter:
+    """`load_model(..., load_format="dummy")`: `model` is a folder with a config.json, or names a preset."""
+    folder = Path(model).expanduser()
+    source = Checkpoint(model, folder) if (folder / "config.json").is_file() else None
+    config = read_thinker_config(source) if source else _preset_config(model)
+    if source and has_tokenizer(source):
+        tokenizer = read_tokenizer(source)
+    else:
+        tokenizer = _byte_tokenizer()
+        for field, token in CONFIG_TOKENS.items():
+            setattr(config, field, tokenizer.convert_tokens_to_ids(token))
+    has_preprocessor = source and (folder / "preprocessor_config.json").is_file()
+    stats, mel = read_preprocessor(source) if source and has_preprocessor else _library_preprocessor(config)
+    network = _random_network(config, device, dtype, log)
+    log(f"random weights in the geometry of {model}: answers are noise, costs are real")
+    return assemble(
+        network,
+        tokenizer,
+        stats,
+        mel,
+        name=model,
+        revision=None,
+        eos=eos_ids(source, []) if source else set(),
+        notes=notes,
+        random_weights=True,
+    )
+
+
+def _preset_config(model: str) -> Any:
+    try:
+        preset = load_preset(model)
+    except UsageError as error:
+        raise ModelError(
+            f"no geometry is known for {model!r}, so no random weights can be made",
+            hint=f"give a folder with a config.json; {error.hint}",
+        ) from error
+    if not any(kind.startswith("qwen2_5_omni") for kind in preset.match.model_types):
+        raise ModelError(f"{model} is of a family that is not supported yet: {preset.match.model_types[0]}")
+    parts = preset.geometry
+    missing = [part for part in ("text", "vision", "audio") if part not in parts]
+    if missing:
+        raise ModelError(f"the preset of {model} states no geometry for: {', '.join(missing)}")
+    return thinker_config(
+        {
+            **parts.get("thinker", {}),
+            "text_config": dict(parts["text"]),
+            "vision_config": dict(parts["vision"]),
+            "audio_config": dict(parts["audio"]),
+        }
+    )
+
+
+def _random_network(config: Any, device: str, dtype: str, log: Log) -> Any:
+    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+    with torch.device("meta"):
+        n_parameters = sum(p.numel() for p in Qwen2_5OmniThinkerForConditionalGeneration(config).parameters())
+    placed = choose_device(device, n_parameters, dtype, log)
+    if isinstance(placed, str):
+        raise DeviceError(
+            f"{n_parameters / 1e9:.1f} B random weights do not fit on one GPU",
+            hint="random weights are made on one device; use --dtype bfloat16 or --device cpu",
+        )
+    precision = choose_dtype(dtype, placed, n_parameters, "BF16", log)
+    cuda = [placed.index or 0] if placed.type == "cuda" else []
+    with quiet_transformers(), torch.random.fork_rng(devices=cuda), torch.device(placed):
+        torch.manual_seed(SEED)
+        return Qwen2_5OmniThinkerForConditionalGeneration._from_config(
+            config, dtype=precision, attn_implementation="sdpa"
+        )
+
+
+def _byte_tokenizer() -> Any:
+    """One token a byte and the special tokens: real enough to lay out any prompt."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokens = (*CHAT_TOKENS, *CONFIG_TOKENS.values())
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+
+
+def _library_preprocessor(config: Any) -> tuple[PixelStats, MelSpec]:
+    """The constants that Qwen2.5-Omni shares with CLIP and Whisper, as transformers has them."""
+    from transformers import WhisperFeatureExtractor
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    token_area = (config.vision_config.patch_size * config.vision_config.spatial_merge_size) ** 2
+    whisper = WhisperFeatureExtractor(feature_size=config.audio_config.num_mel_bins)
+    stats = PixelStats(
+        mean=tuple(OPENAI_CLIP_MEAN),
+        std=tuple(OPENAI_CLIP_STD),
+        rescale=1 / 255,
+        image_min_pixels=4 * token_area,  # 4 and 16384 tokens, as the published checkpoints have it
+        image_max_pixels=16384 * token_area,
+    )
+    mel = MelSpec(config.audio_config.num_mel_bins, whisper.sampling_rate, whisper.n_fft, whisper.hop_length)
+    return stats, mel

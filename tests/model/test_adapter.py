@@ -1,0 +1,341 @@
+"""The network, run part by part, against transformers' own forward on the same tiny checkpoint in float32."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
+
+from seats_cli.model.adapter import Adapter, MediaShape, Prompt
+from seats_cli.model.preprocess import PixelCaps, patchify
+from seats_cli.model.qwen2_5_omni import attention_received
+
+TINY_CAPS = PixelCaps(min_tokens=4, max_tokens=30, total_tokens=100000)
+
+
+def make_inputs(adapter: Adapter, **clip: Any) -> tuple[MediaShape, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shape, frames at the grid's size, mel and image of a random clip."""
+    generator = torch.Generator().manual_seed(3)
+    shape = adapter.media_shape(caps=TINY_CAPS, **clip)
+
+    def pixels(grid: tuple[int, int, int] | None, frames: int) -> torch.Tensor:
+        if not grid:
+            return torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
+        size = (frames, grid[1] * 14, grid[2] * 14, 3)
+        return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+
+    frames = pixels(shape.video_grid, 2 * shape.video_grid[0] if shape.video_grid else 0)
+    mel = torch.randn(128, shape.audio_frames, generator=generator)
+    return shape, frames, mel, pixels(shape.image_grid, 1)
+
+
+def hf_inputs(
+    adapter: Any, prompt: Prompt, shape: MediaShape, frames: Any, mel: Any, image: Any
+) -> dict[str, Any]:
+    def patches(pixels: torch.Tensor) -> torch.Tensor:
+        return patchify(pixels, adapter.pixel_stats, patch=14, temporal_patch=2, merge=2)
+
+    inputs = {
+        "input_ids": prompt.input_ids[None],
+        "attention_mask": torch.ones(1, len(prompt), dtype=torch.int64),
+    }
+    if shape.n_video:
+        inputs["pixel_values_videos"] = patches(frames)
+        inputs["video_grid_thw"] = torch.tensor([shape.video_grid])
+        inputs["video_second_per_grid"] = torch.tensor([shape.seconds_per_grid])
+        inputs["use_audio_in_video"] = bool(shape.n_audio)
+    if shape.n_image:
+        inputs["pixel_values"] = patches(image)
+        inputs["image_grid_thw"] = torch.tensor([shape.image_grid])
+    if shape.n_audio:
+        inputs["input_features"] = mel[None]
+        inputs["feature_attention_mask"] = torch.ones(1, mel.shape[1], dtype=torch.int64)
+    return inputs
+
+
+def embed(
+    adapter: Adapter, prompt: Prompt, shape: MediaShape, frames: Any, mel: Any, image: Any
+) -> torch.Tensor:
+    embeddings = adapter.embed_text(prompt.input_ids)
+    if shape.video_grid:
+        embeddings[prompt.layout.kind == 1] = adapter.encode_video(frames, shape.video_grid).embeddings
+    if shape.n_audio:
+        embeddings[prompt.layout.kind == 2] = adapter.encode_audio(mel).embeddings
+    if shape.image_grid:
+        embeddings[prompt.image_slots] = adapter.encode_image(image[0], shape.image_grid)
+    return embeddings
+
+
+CLIPS: dict[str, dict[str, Any]] = {
+    "video and audio": {"n_frames": 10, "height": 90, "width": 160, "sample_fps": 2.0, "n_samples": 80000},
+    "longer audio": {"n_frames": 4, "height": 160, "width": 90, "sample_fps": 2.0, "n_samples": 100001},
+    "silent video": {"n_frames": 6, "height": 120, "width": 100, "sample_fps": 1.9},
+    "audio": {"n_samples": 70000},
+    "image": {"image_size": (150, 230)},
+    "text": {},
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_logits_equal_transformers(name: str, tiny_adapter: Any) -> None:
+    shape, *media = make_inputs(tiny_adapter, **CLIPS[name])
+    prompt = tiny_adapter.prompt("what is the said?", shape)
+    with torch.no_grad():
+        stock = tiny_adapter._model(**hf_inputs(tiny_adapter, prompt, shape, *media)).logits
+    hidden = embed(tiny_adapter, prompt, shape, *media)[None]
+    rotary = tiny_adapter.rotary(prompt.layout.position)
+    for index in range(tiny_adapter.n_layers):
+        hidden = tiny_adapter.run_layer(index, hidden, rotary, None)
+    ours = tiny_adapter.final_logits(hidden)
+    assert stock.abs().max() > 1.0, "logits too small for this comparison to mean anything"
+    torch.testing.assert_close(ours, stock, atol=1e-4, rtol=0)
+    last = tiny_adapter.final_logits(hidden, last_only=True)
+    assert last.shape == (1, 1, tiny_adapter.geometry.vocab)
+    torch.testing.assert_close(last, stock[:, -1:], atol=1e-4, rtol=0)
+
+
+def test_cached_steps_equal_a_full_pass(tiny_adapter: Adapter) -> None:
+    prompt = tiny_adapter.prompt("You are a helpful system user", tiny_adapter.media_shape(n_samples=40000))
+    embeddings = tiny_adapter.embed_text(prompt.input_ids)[None]
+    position = prompt.layout.position
+
+    def run(part: slice, cache: DynamicCache | None) -> torch.Tensor:
+        hidden, rotary = embeddings[:, part], tiny_adapter.rotary(position[:, part])
+        for index in range(tiny_adapter.n_layers):
+            hidden = tiny_adapter.run_layer(index, hidden, rotary, cache)
+        return tiny_adapter.final_logits(hidden)
+
+    whole = run(slice(None), None)
+    cache, split = DynamicCache(), len(prompt) - 5
+    parts = [run(slice(0, split), cache)]
+    parts += [run(slice(i, i + 1), cache) for i in range(split, len(prompt))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-4, rtol=0)
+    assert cache.get_seq_length() == len(prompt)
+
+
+@pytest.fixture(scope="module")
+def eager(tiny_adapter: Any) -> Any:
+    """The same weights in a network that shows its attention."""
+    network = Qwen2_5OmniThinkerForConditionalGeneration._from_config(
+        copy.deepcopy(tiny_adapter._model.config), attn_implementation="eager", dtype=torch.float32
+    )
+    network.load_state_dict(tiny_adapter._model.state_dict())
+    return network.eval()
+
+
+def test_last_token_attention_equals_eager_attention(tiny_adapter: Adapter, eager: Any) -> None:
+    shape, *media = make_inputs(tiny_adapter, **CLIPS["video and audio"])
+    prompt = tiny_adapter.prompt("what is the said?", shape)
+    hidden = embed(tiny_adapter, prompt, shape, *media)[None]
+    rotary = tiny_adapter.rotary(prompt.layout.position)
+    n = len(prompt)
+    causal = torch.full((n, n), float("-inf")).triu(1)[None, None]
+    for index in range(tiny_adapter.n_layers):
+        hidden = tiny_adapter.run_layer(index, hidden, rotary, None)
+        ours = tiny_adapter.last_token_attention(index, hidden, rotary)
+        layer = eager.model.language_model.layers[index]
+        with torch.no_grad():
+            _, weights = layer.self_attn(
+                layer.input_layernorm(hidden), attention_mask=causal, position_embeddings=rotary
+            )
+        assert ours.shape == (n,)
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, weights[0, :, -1].mean(dim=0), atol=1e-6, rtol=1e-4)
+        assert ours.sum().item() == pytest.approx(1.0, abs=1e-4)
+
+
+# ---- encoders ------------------------------------------------------------------------------------
+
+
+def test_encoding_by_windows_equals_encoding_at_once(tiny_adapter: Adapter) -> None:
+    shape, frames, mel, _ = make_inputs(tiny_adapter, **CLIPS["video and audio"])
+    grid = shape.video_grid
+    assert grid is not None
+    assert grid[0] == 5, "an odd number of grids, so that the last window is short"
+    whole = tiny_adapter.encode_video(frames, grid)
+    parts = [tiny_adapter.encode_video(frames[i : i + 4], grid) for i in range(0, len(frames), 4)]
+    torch.testing.assert_close(
+        torch.cat([p.embeddings for p in parts]), whole.embeddings, atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(torch.cat([p.saliency for p in parts]), whole.saliency, atol=1e-5, rtol=1e-4)
+    whole = tiny_adapter.encode_audio(mel)
+    block = tiny_adapter.audio_block_frames
+    assert block == 200
+    parts = [tiny_adapter.encode_audio(mel[:, i : i + block]) for i in range(0, mel.shape[1], block)]
+    torch.testing.assert_close(
+        torch.cat([p.embeddings for p in parts]), whole.embeddings, atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(torch.cat([p.saliency for p in parts]), whole.saliency, atol=1e-5, rtol=1e-4)
+
+
+def test_internal_batching_changes_nothing(tiny_adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, frames, _, _ = make_inputs(tiny_adapter, **CLIPS["video and audio"])
+    mel = torch.randn(128, 6003, generator=torch.Generator().manual_seed(1))
+    assert shape.video_grid is not None
+    video, audio = tiny_adapter.encode_video(frames, shape.video_grid), tiny_adapter.encode_audio(mel)
+    odd = tiny_adapter.encode_audio(mel, window=52)  # Qwen3's published windows do not divide a chunk
+    assert not torch.equal(odd.saliency, audio.saliency)
+    for constant in ("VISION_BATCH_PATCHES", "AUDIO_BATCH_CHUNKS", "SALIENCY_SCORES"):
+        monkeypatch.setattr(f"seats_cli.model.qwen2_5_omni.{constant}", 1)
+    for once, batched in (
+        (video, tiny_adapter.encode_video(frames, shape.video_grid)),
+        (audio, tiny_adapter.encode_audio(mel)),
+        (odd, tiny_adapter.encode_audio(mel, window=52)),
+    ):
+        torch.testing.assert_close(batched.embeddings, once.embeddings, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(batched.saliency, once.saliency, atol=1e-5, rtol=1e-4)
+
+
+def eager_scores(query: torch.Tensor, key: torch.Tensor, members: list[list[int]]) -> torch.Tensor:
+    """Attention received per position, one window, head, query and key at a time."""
+    received = torch.zeros(query.shape[0])
+    n_heads, dim = query.shape[1:]
+    for window in members:
+        for head in range(n_heads):
+            for i in window:
+                scores = torch.stack([query[i, head] @ key[j, head] for j in window]) * dim**-0.5
+                received[window] += scores.softmax(0) / n_heads
+    return received
+
+
+def test_attention_received_equals_the_obvious() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(11, 3, 8, generator=generator) for _ in range(2))
+    members = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    ours = attention_received(query, key, 4, 8**-0.5)
+    torch.testing.assert_close(ours, eager_scores(query, key, members))
+    assert ours.sum().item() == pytest.approx(11)
+
+
+def test_video_saliency_equals_the_obvious(tiny_adapter: Any) -> None:
+    """The last block rebuilt by hand: patches in raster order, each with its own angles."""
+    shape, frames, _, _ = make_inputs(tiny_adapter, n_frames=6, height=28 * 5, width=28 * 6, sample_fps=2.0)
+    grid = shape.video_grid
+    assert grid == (3, 10, 12), "several attention windows per grid, none of them full"
+    encoded = tiny_adapter.encode_video(frames, grid)
+    visual = tiny_adapter._visual
+    patches = patchify(frames, tiny_adapter.pixel_stats, patch=14, temporal_patch=2, merge=2)
+    states: list[torch.Tensor] = []
+    handle = visual.blocks[-2].register_forward_hook(lambda _m, _i, out: states.append(out))
+    with torch.no_grad():
+        output = visual(patches, grid_thw=torch.tensor([grid]))
+    handle.remove()
+    torch.testing.assert_close(encoded.embeddings, output.pooler_output)
+    where = reading_order(*grid)
+    block = visual.blocks[-1]
+    with torch.no_grad():
+        normed = block.norm1(states[0])
+        query = torch.empty(len(where), 2, 16)
+        key = torch.empty(len(where), 2, 16)
+        row_of = {patch: row for row, patch in enumerate(where)}
+        for patch, row in row_of.items():
+            angles = patch_angles(patch, 16)
+            raster = (patch[0] * grid[1] + patch[1]) * grid[2] + patch[2]
+            query[raster] = rotate(block.attn.q(normed[row]).view(2, 16), angles)
+            key[raster] = rotate(block.attn.k(normed[row]).view(2, 16), angles)
+    per_window = 2 * grid[1] * grid[2]
+    total = len(where)
+    members = [list(range(s, min(s + per_window, total))) for s in range(0, total, per_window)]
+    received = torch.zeros(total)
+    for window in members:
+        for head in range(2):
+            weights = (query[window, head] @ key[window, head].T * 16**-0.5).softmax(-1)
+            received[window] += weights.sum(0) / 2
+    received = received.view(grid)
+    for token in range(len(encoded.saliency)):
+        t, rest = divmod(token, grid[1] * grid[2] // 4)
+        h, w = divmod(rest, grid[2] // 2)
+        mean = received[t, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2].mean()
+        assert encoded.saliency[token].item() == pytest.approx(mean.item(), rel=1e-4)
+
+
+def reading_order(t: int, h: int, w: int) -> list[tuple[int, int, int]]:
+    """(grid, row, column) of each patch in the tower's order: 8x8-patch windows of 2x2 blocks."""
+    order = []
+    for grid in range(t):
+        for top in range(0, h, 8):
+            for left in range(0, w, 8):
+                for row in range(top, min(top + 8, h), 2):
+                    for column in range(left, min(left + 8, w), 2):
+                        order += [(grid, row + dy, column + dx) for dy in (0, 1) for dx in (0, 1)]
+    return order
+
+
+def patch_angles(patch: tuple[int, int, int], dim: int) -> torch.Tensor:
+    """Rotary angles of a patch: a quarter of the head turns with its row, the next with its column."""
+    frequency = 10000.0 ** (-torch.arange(0, dim // 2, 2).float() / (dim // 2))
+    half = torch.cat([patch[1] * frequency, patch[2] * frequency])
+    return torch.cat([half, half])
+
+
+def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()
+
+
+@pytest.mark.parametrize("n_frames", [3, 199, 200, 201, 203, 397, 463])
+def test_audio_saliency_equals_the_obvious(n_frames: int, tiny_adapter: Any) -> None:
+    mel = torch.randn(128, n_frames, generator=torch.Generator().manual_seed(n_frames))
+    encoded = tiny_adapter.encode_audio(mel)
+    tower = tiny_adapter._audio
+    states: list[torch.Tensor] = []
+    handle = tower.layers[-2].register_forward_hook(lambda _m, _i, out: states.append(out[0]))
+    with torch.no_grad():
+        output = tower(mel, feature_lens=torch.tensor([n_frames])).last_hidden_state
+        handle.remove()
+        layer = tower.layers[-1]
+        normed = layer.self_attn_layer_norm(states[0])
+        query = layer.self_attn.q_proj(normed).view(-1, 2, 16)
+        key = layer.self_attn.k_proj(normed).view(-1, 2, 16)
+    torch.testing.assert_close(encoded.embeddings, output, atol=1e-5, rtol=1e-4)
+    total = len(query)
+    received = torch.zeros(total)
+    for start in range(0, total, 100):
+        window = slice(start, min(start + 100, total))
+        for head in range(2):
+            received[window] += (query[window, head] @ key[window, head].T / 4).softmax(-1).sum(0) / 2
+    n_tokens = len(encoded.saliency)
+    assert n_tokens == tiny_adapter.media_shape(n_samples=160 * n_frames).n_audio
+    torch.testing.assert_close(
+        encoded.saliency, received[: 2 * n_tokens].view(-1, 2).mean(1), atol=1e-6, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("n_frames", [0, 1, 2])
+def test_too_little_sound_is_no_sound(n_frames: int, tiny_adapter: Adapter) -> None:
+    encoded = tiny_adapter.encode_audio(torch.randn(128, n_frames))
+    assert encoded.embeddings.shape == (0, 64)
+    assert encoded.saliency.shape == (0,)
+    shape = tiny_adapter.media_shape(n_samples=160 * n_frames)
+    assert (shape.audio_frames, shape.n_audio) == (0, 0)
+    ids = tiny_adapter.prompt("x", shape).input_ids
+    assert tiny_adapter.tokenizer.convert_tokens_to_ids("<|audio_bos|>") not in ids.tolist()
+
+
+def test_no_hook_stays_behind(tiny_adapter: Any) -> None:
+    shape, frames, mel, _ = make_inputs(tiny_adapter, **CLIPS["video and audio"])
+    tiny_adapter.encode_video(frames, shape.video_grid)
+    tiny_adapter.encode_audio(mel)
+    attention: nn.Module
+    for attention in (tiny_adapter._visual.blocks[-1].attn, tiny_adapter._audio.layers[-1].self_attn):
+        assert not attention._forward_pre_hooks
+    with pytest.raises(RuntimeError):
+        tiny_adapter.encode_audio(torch.randn(7, 400))
+    assert not tiny_adapter._audio.layers[-1].self_attn._forward_pre_hooks
+
+
+def test_frames_are_resized_to_the_grid(tiny_adapter: Adapter) -> None:
+    frames = torch.randint(0, 256, (2, 61, 97, 3), dtype=torch.uint8)
+    encoded = tiny_adapter.encode_video(frames, (1, 4, 6))
+    assert encoded.embeddings.shape == (6, 64)
+
+
+def test_shape_counts(tiny_adapter: Adapter) -> None:
+    shape = tiny_adapter.media_shape(n_frames=120, height=720, width=1280, sample_fps=2.0, n_samples=960000)
+    assert shape.video_grid == (60, 18, 32)
+    assert shape.tokens_per_grid == 144
+    assert (shape.n_video, shape.n_audio, shape.seconds_per_grid) == (8640, 1500, 1.0)
+    big = tiny_adapter.media_shape(image_size=(6000, 8000))
+    assert 15000 < big.n_image <= tiny_adapter.context_length // 2
