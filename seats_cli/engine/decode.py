@@ -1,0 +1,171 @@
+"""The answer: one token at a time from the cache, as text that is never cut inside a character."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from seats_cli.engine.prefill import Prefilled
+from seats_cli.errors import UsageError
+from seats_cli.measure.clock import FIRST_TOKEN, Stopwatch
+from seats_cli.model.adapter import Adapter
+
+FinishReason = Literal["stop", "length"]
+REPLACEMENT = "\ufffd"  # what a tokenizer's decoder shows for bytes that are no character (yet)
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How the next token is chosen and when to stop.
+
+    max_new_tokens: at least 1
+    temperature:    0 takes the likeliest token; above, logits are divided by it and one is drawn
+    top_p:          in (0, 1]; draw only among the likeliest tokens whose probabilities reach this sum
+    seed:           of the draw; the same seed on the same device gives the same answer
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"--max-new-tokens must be at least 1, not {self.max_new_tokens}")
+        if not 0.0 <= self.temperature < float("inf"):
+            raise UsageError(f"--temperature must be 0 (greedy) or a positive number, not {self.temperature}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise UsageError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
+
+
+class TokenSampler:
+    """Chooses token ids from logits, reproducibly."""
+
+    def __init__(self, options: DecodeOptions, device: torch.device) -> None:
+        self._options = options
+        self._generator = torch.Generator(device).manual_seed(options.seed)
+
+    def __call__(self, logits: torch.Tensor) -> int:
+        """The id chosen from (V,) float32 logits on this sampler's device."""
+        if self._options.temperature == 0.0:
+            return int(logits.argmax())
+        # Subtracting the maximum first keeps tiny temperatures finite.
+        scaled = (logits - logits.max()) / self._options.temperature
+        probability, token = scaled.softmax(-1).sort(descending=True, stable=True)
+        # A token stays while the sum before it is short of top_p, so the likeliest always does.
+        outside = probability.cumsum(-1) - probability >= self._options.top_p
+        outside[0] = False
+        drawn = torch.multinomial(probability.masked_fill(outside, 0.0), 1, generator=self._generator)
+        return int(token[drawn])
+
+
+class TextStream:
+    """Turns token ids into text pieces that join to the decoded whole.
+
+    A byte-level token may end inside a character, which decodes to U+FFFD; such text is held back until the
+    rest has come. Tokens are decoded together with the last ones before them, because a word's leading space
+    depends on its neighbour, and only what is new is returned.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer`: anything with transformers' `decode(ids, skip_special_tokens=...)`."""
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._context = 0  # where decoding starts
+        self._shown = 0  # tokens whose text is out
+
+    def push(self, token_id: int) -> str:
+        """The text that became certain with this token; often "", never half a character."""
+        self._ids.append(token_id)
+        new = self._new_text()
+        if not new or new.endswith(REPLACEMENT):
+            return ""
+        self._context, self._shown = self._shown, len(self._ids)
+        return new
+
+    def finish(self) -> str:
+        """What was still held back, less a last character that never became whole."""
+        new = self._new_text().rstrip(REPLACEMENT)
+        self._context = self._shown = len(self._ids)
+        return new
+
+    def _new_text(self) -> str:
+        known = self._decode(self._ids[self._context : self._shown])
+        return self._decode(self._ids[self._context :])[len(known) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        # Cleaning up spaces would change text that is already out.
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+class Generation:
+    """One answer in the making: iterate over it for text pieces, then read how it ended.
+
+    token_ids:     what was generated, without the token that ended the answer
+    text:          the pieces so far, joined
+    finish_reason: "stop" for an end token, "length" for max_new_tokens; None while it runs
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        prefilled: Prefilled,
+        next_position: int,
+        options: DecodeOptions,
+        *,
+        clock: Stopwatch | None = None,
+    ) -> None:
+        """`next_position`: rotary position of the first generated token, as the whole prompt has it
+        (`Prompt.next_position`): positions go on from there whatever was dropped.
+        `clock` gets the mark FIRST_TOKEN."""
+        self._adapter = adapter
+        self._prefilled = prefilled
+        self._next_position = next_position
+        self._options = options
+        self._clock = clock
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Text pieces, none empty, as they become certain. Can be run once: the cache is used up by it."""
+        stream = TextStream(self._adapter.tokenizer)
+        for token_id in self._tokens():
+            piece = stream.push(token_id)
+            if piece:
+                self.text += piece
+                yield piece
+        piece = stream.finish()
+        if piece:
+            self.text += piece
+            yield piece
+
+    def _tokens(self) -> Iterator[int]:
+        """Token ids up to the end token or the limit."""
+        logits, cache = self._prefilled.logits, self._prefilled.cache
+        choose = TokenSampler(self._options, logits.device)
+        for step in range(self._options.max_new_tokens):
+            token_id = choose(logits)
+            if self._clock is not None and step == 0:
+                self._clock.mark(FIRST_TOKEN)
+            if token_id in self._adapter.eos_token_ids:
+                self.finish_reason = "stop"
+                return
+            self.token_ids.append(token_id)
+            if step + 1 == self._options.max_new_tokens:
+                self.finish_reason = "length"
+            yield token_id
+            if step + 1 < self._options.max_new_tokens:
+                logits = decode_step(self._adapter, token_id, self._next_position + step, cache)
+
+
+def decode_step(adapter: Adapter, token_id: int, position: int, cache: Any) -> torch.Tensor:
+    """Logits (V,) float32 after one more token at `position` (on all three axes); grows the cache."""
+    ids = torch.tensor([token_id], device=adapter.device)
+    hidden = adapter.embed_text(ids)[None]
+    rotary = adapter.rotary(torch.full((3, 1), position, dtype=torch.int64, device=adapter.device))
+    for index in range(adapter.n_layers):
+        hidden = adapter.run_layer(index, hidden, rotary, cache)
+    return adapter.final_logits(hidden, last_only=True)[0, -1].float()

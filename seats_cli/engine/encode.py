@@ -1,0 +1,317 @@
+"""A clip becomes what the language model reads: window by window through the encoders and stage I.
+
+Frames and samples stream: each batch of whole stage-I windows is read, resized, encoded and thinned before
+the next one is read, so memory holds one batch and the embeddings that were kept, however long the clip is.
+A method that chooses over the whole clip at once (scope "clip") gets every embedding, and memory follows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import lcm
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from seats_cli.errors import MediaError
+from seats_cli.measure.clock import Stopwatch
+from seats_cli.model.adapter import Adapter, Encoded, MediaShape, Prompt
+from seats_cli.model.preprocess import mel_blocks, mel_peak, resize_frames
+from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout
+from seats_cli.selection.methods import Kept, MediaTokens, Method
+from seats_cli.selection.plan import Kind, Plan
+
+Item = TypeVar("Item")
+OnStage = Callable[[str, int, int], None]
+"""Progress: (stage, done, total) in the stage's own units, frames or seconds or layers."""
+
+FRAMES_AT_ONCE = 64  # resized frames through the vision encoder at once, rounded to whole stage-I windows
+AUDIO_S_AT_ONCE = 64.0  # seconds through the audio encoder at once, likewise
+SAMPLES_PER_BLOCK = 16000 * 30
+HELD_SAMPLES = (
+    16000 * 600
+)  # clips up to ten minutes are decoded once and held (38 MB); longer ones decoded twice
+
+
+class FrameWindow(Protocol):
+    """Consecutive sampled frames."""
+
+    @property
+    def frames(self) -> np.ndarray | None:
+        """(T, H, W, 3) uint8, upright, at native size."""
+
+
+class MediaSource(Protocol):
+    """What encoding asks of an opened file; `media.Clip` is one, and so is a test's array."""
+
+    @property
+    def n_samples(self) -> int:
+        """16 kHz samples in all."""
+
+    def video_windows(self, frames_per_window: int) -> Iterator[Any]:
+        """`FrameWindow`s in time order; the last may be short."""
+
+    def audio_blocks(self, samples_per_block: int) -> Iterator[np.ndarray]:
+        """(n,) float32 mono blocks, the same whenever asked again."""
+
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8."""
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What the first decoder layer is given.
+
+    embeddings: (S, D) in the adapter's dtype on its device, text and kept media in prompt order
+    layout:     of these S tokens, on the same device
+    kept:       (S,) int64, sorted: where each of them stood in the prompt
+    """
+
+    embeddings: torch.Tensor
+    layout: TokenLayout
+    kept: torch.Tensor
+
+
+@dataclass(frozen=True)
+class EncoderRun:
+    """What all of encoding needs to know about one question."""
+
+    adapter: Adapter
+    method: Method
+    plan: Plan
+    clip: MediaSource
+    shape: MediaShape
+    clock: Stopwatch
+    on_stage: OnStage
+
+
+def encode(
+    adapter: Adapter,
+    method: Method,
+    plan: Plan,
+    clip: MediaSource,
+    prompt: Prompt,
+    shape: MediaShape,
+    *,
+    clock: Stopwatch | None = None,
+    on_stage: OnStage | None = None,
+    saliency_positions: int = 100,
+) -> ModelInput:
+    """Encode what `shape` says of the clip, choose by `method`, and put it into the prompt's places.
+
+    `saliency_positions`: length of an audio saliency window in encoder positions (the preset's). Raises
+    MediaError where the file gives less than it promised.
+    """
+    run = EncoderRun(
+        adapter, method, plan, clip, shape, clock or Stopwatch(adapter.device), on_stage or (lambda *_: None)
+    )
+    streams: dict[Kind, Iterable[Encoded]] = {}
+    if shape.n_video:
+        streams["video"] = video_stream(run)
+    if shape.n_audio:
+        streams["audio"] = audio_stream(run, saliency_positions)
+    layout = prompt.layout.to(adapter.device)
+    # The prompt lies on the host, so finding the slots there costs no wait for the device.
+    slots = {kind: _slots(prompt.layout, code).to(adapter.device) for kind, code in _CODES.items()}
+    choose = choose_by_clip if method.scope == "clip" else choose_by_window
+    kept = choose(run, streams, layout, slots)
+    image = encode_image(run) if shape.n_image else None
+    return assemble(adapter, prompt, layout, slots, kept, image)
+
+
+_CODES: dict[Kind, int] = {"video": VIDEO, "audio": AUDIO}
+
+
+def _slots(layout: TokenLayout, code: int) -> torch.Tensor:
+    """Indices of a kind's tokens in the sequence, (n,) int64."""
+    return (layout.kind == code).nonzero().squeeze(1)
+
+
+# ---- the encoders -----------------------------------------------------------------------------------------
+
+
+def video_stream(run: EncoderRun) -> Iterator[Encoded]:
+    """Embeddings of the clip's frames in batches of whole stage-I windows (the last may be short)."""
+    shape, clock = run.shape, run.clock
+    assert shape.video_grid is not None  # there is video
+    geometry = run.adapter.geometry
+    grids = max(1, run.plan.video_window // shape.tokens_per_grid)
+    window_frames = grids * geometry.temporal_patch
+    at_once = window_frames * max(1, FRAMES_AT_ONCE // window_frames)
+    size = (shape.video_grid[1] * geometry.patch, shape.video_grid[2] * geometry.patch)
+    total = shape.video_grid[0] * geometry.temporal_patch
+    batch: list[torch.Tensor] = []
+    waiting = done = 0
+    for window in timed(run.clip.video_windows(window_frames), clock, "read"):
+        with clock.stage("preprocess"):
+            # Native frames go at once: the batch holds resized ones only.
+            frames = torch.from_numpy(window.frames).to(run.adapter.device)
+            batch.append(resize_frames(frames, size))
+        waiting += len(frames)
+        run.on_stage("read", done + waiting, total)
+        if waiting >= at_once or done + waiting >= total:
+            with clock.stage("encode_video"):
+                encoded = run.adapter.encode_video(torch.cat(batch), shape.video_grid, window=grids)
+            done, waiting, batch = done + waiting, 0, []
+            run.on_stage("encode_video", done, total)
+            yield encoded
+    if done != total:
+        raise MediaError(f"only {done} of the {total} frames announced could be read")
+
+
+def audio_stream(run: EncoderRun, saliency_positions: int) -> Iterator[Encoded]:
+    """Embeddings of the clip's sound in batches of whole encoder chunks and whole stage-I windows.
+
+    Two passes over the samples: the loudest log-mel value sets the scale of all of them.
+    """
+    adapter, clock, spec = run.adapter, run.clock, run.adapter.mel_spec
+    tokens_per_s = adapter.geometry.audio_tokens_per_s
+    # One batch must end where chunks, stage-I windows and saliency windows all end.
+    window_frames = round(run.plan.audio_window / tokens_per_s * spec.frames_per_s)
+    unit = lcm(adapter.audio_block_frames, max(1, window_frames), 2 * saliency_positions)
+    at_once = unit * max(1, round(AUDIO_S_AT_ONCE * spec.frames_per_s) // unit)
+    passes = _sample_passes(run)
+    with clock.stage("preprocess"):
+        peak = mel_peak(passes(), spec)
+    done = 0
+    for mel in timed(mel_blocks(passes(), spec, peak, at_once), clock, "preprocess"):
+        with clock.stage("encode_audio"):
+            encoded = adapter.encode_audio(mel, window=saliency_positions)
+        done += len(encoded.saliency)
+        run.on_stage("encode_audio", round(done / tokens_per_s), round(run.shape.n_audio / tokens_per_s))
+        yield encoded
+
+
+def _sample_passes(run: EncoderRun) -> Callable[[], Iterator[torch.Tensor]]:
+    """A function that starts over the clip's samples: blocks (n,) float32 on the device."""
+
+    def read() -> Iterator[np.ndarray]:
+        return timed(run.clip.audio_blocks(SAMPLES_PER_BLOCK), run.clock, "read")
+
+    held = list(read()) if run.clip.n_samples <= HELD_SAMPLES else None
+
+    def start() -> Iterator[torch.Tensor]:
+        for block in held if held is not None else read():
+            yield torch.from_numpy(block).to(run.adapter.device)
+
+    return start
+
+
+def encode_image(run: EncoderRun) -> torch.Tensor:
+    """Embeddings (n_image, D) of the clip's picture."""
+    assert run.shape.image_grid is not None  # there is an image
+    with run.clock.stage("read"):
+        pixels = torch.from_numpy(run.clip.image())
+    with run.clock.stage("encode_video"):
+        embeddings = run.adapter.encode_image(pixels, run.shape.image_grid)
+    run.on_stage("encode_video", 1, 1)
+    return embeddings
+
+
+def timed(items: Iterable[Item], clock: Stopwatch, stage: str) -> Iterator[Item]:
+    """The same items, the time that each takes to come charged to `stage`."""
+    iterator = iter(items)
+    while True:
+        with clock.stage(stage):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
+
+
+# ---- stage I ----------------------------------------------------------------------------------------------
+
+
+def choose_by_window(
+    run: EncoderRun,
+    streams: dict[Kind, Iterable[Encoded]],
+    layout: TokenLayout,
+    slots: dict[Kind, torch.Tensor],
+) -> dict[Kind, Kept]:
+    """Stage I on each batch as it comes; only what is kept stays in memory."""
+    kept: dict[Kind, Kept] = {}
+    for kind, stream in streams.items():
+        parts: list[Kept] = []
+        first = 0
+        for encoded in stream:
+            with run.clock.stage("select"):
+                tokens = _media_tokens(run.plan, kind, encoded, first, layout, slots[kind])
+                parts.append(run.method.before_llm(tokens, run.plan))
+            first += len(encoded.saliency)
+        _check_count(run, kind, first)
+        kept[kind] = Kept(
+            torch.cat([part.indices for part in parts]), torch.cat([part.embeddings for part in parts])
+        )
+    return kept
+
+
+def choose_by_clip(
+    run: EncoderRun,
+    streams: dict[Kind, Iterable[Encoded]],
+    layout: TokenLayout,
+    slots: dict[Kind, torch.Tensor],
+) -> dict[Kind, Kept]:
+    """Stage I on a kind's whole clip at once, the other kind at hand."""
+    whole: dict[Kind, MediaTokens] = {}
+    for kind, stream in streams.items():
+        parts = list(stream)
+        encoded = Encoded(torch.cat([p.embeddings for p in parts]), torch.cat([p.saliency for p in parts]))
+        _check_count(run, kind, len(encoded.saliency))
+        whole[kind] = _media_tokens(run.plan, kind, encoded, 0, layout, slots[kind])
+    kept: dict[Kind, Kept] = {}
+    for kind, tokens in whole.items():
+        other = next((whole[name] for name in whole if name != kind), None)
+        both = MediaTokens(kind, tokens.embeddings, tokens.saliency, 0, tokens.layout, other)
+        with run.clock.stage("select"):
+            kept[kind] = run.method.before_llm(both, run.plan)
+    return kept
+
+
+def _media_tokens(
+    plan: Plan, kind: Kind, encoded: Encoded, first: int, layout: TokenLayout, slots: torch.Tensor
+) -> MediaTokens:
+    n = len(encoded.saliency)
+    counts = (0, n, 0) if kind == "video" else (0, 0, n)
+    rows = layout.subset(slots[first : first + n], counts)
+    return MediaTokens(
+        kind, encoded.embeddings, encoded.saliency if plan.needs_saliency else None, first, rows
+    )
+
+
+def _check_count(run: EncoderRun, kind: Kind, found: int) -> None:
+    """The prompt was laid out for so many tokens; a file that changed since would put words out of place."""
+    expected = run.plan.count(kind)
+    if found != expected:
+        raise MediaError(
+            f"the {kind} became {found} tokens, not the {expected} announced",
+            hint="the file changes while it is read, or is damaged",
+        )
+
+
+# ---- the sequence -----------------------------------------------------------------------------------------
+
+
+def assemble(
+    adapter: Adapter,
+    prompt: Prompt,
+    layout: TokenLayout,
+    slots: dict[Kind, torch.Tensor],
+    kept: dict[Kind, Kept],
+    image: torch.Tensor | None,
+) -> ModelInput:
+    """Text, all of it, and the kept media in prompt order. `layout` is the prompt's, on the device."""
+    text_slots = _slots(prompt.layout, TEXT)
+    text = adapter.embed_text(prompt.input_ids[text_slots])
+    if image is not None:
+        text[torch.searchsorted(text_slots, prompt.image_slots).to(text.device)] = image.to(text)
+    places = [text_slots.to(adapter.device)]
+    rows = [text]
+    n_kept = {"video": 0, "audio": 0}
+    for kind, chosen in kept.items():
+        places.append(slots[kind][chosen.indices])
+        rows.append(chosen.embeddings.to(text))
+        n_kept[kind] = len(chosen.indices)
+    kept_slots, order = torch.cat(places).sort()
+    counts = (len(text_slots), n_kept["video"], n_kept["audio"])
+    return ModelInput(torch.cat(rows)[order], layout.subset(kept_slots, counts), kept_slots)

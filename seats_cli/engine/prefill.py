@@ -1,0 +1,108 @@
+"""The language model reads the prompt, and loses tokens on the way: stages II and III.
+
+This loop is the slow, obvious reference that faster ones must equal (docs/method.md, "Stage II" and
+"Stage III").
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from seats_cli.engine.cache import LayerCache
+from seats_cli.model.adapter import Adapter, Rotary
+from seats_cli.selection.layout import TokenLayout
+from seats_cli.selection.methods import Drop, Method
+from seats_cli.selection.plan import Plan
+
+Counts = tuple[int, int, int]  # tokens of kind text, video, audio
+
+
+@dataclass(frozen=True)
+class DropRecord:
+    """One cut inside the LLM.
+
+    after_layer: 1-based; layers after it no longer see what was dropped
+    before, after: tokens of each kind on either side of the cut
+    layout: of what is left, on the device, to show which stretches of the clip were kept
+    """
+
+    after_layer: int
+    before: Counts
+    after: Counts
+    layout: TokenLayout
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """The prompt, read.
+
+    logits:       (V,) float32 for the token that follows the prompt
+    cache:        keys and values for the answer's tokens to attend to
+    layer_counts: tokens of each kind that each layer processed, first layer first
+    drops:        the cuts that were made, in order
+    layout:       of the tokens that came out of the last layer
+    """
+
+    logits: torch.Tensor
+    cache: LayerCache
+    layer_counts: tuple[Counts, ...]
+    drops: tuple[DropRecord, ...]
+    layout: TokenLayout
+
+
+def prefill(
+    adapter: Adapter,
+    method: Method,
+    plan: Plan,
+    embeddings: torch.Tensor,
+    layout: TokenLayout,
+    *,
+    cache: LayerCache | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> Prefilled:
+    """Run embeddings (S, D), laid out as `layout`, through all layers, cutting where `plan` says.
+
+    No attention mask is ever built, and nothing is asked of the device: a method knows on the host how many
+    tokens it keeps. `cache` must be empty (default: a new one); `on_layer(done, total)` reports progress.
+    """
+    cache = LayerCache(adapter.n_layers) if cache is None else cache
+    layout = layout.to(adapter.device)
+    hidden = embeddings[None]
+    rotary = adapter.rotary(layout.position)
+    layer_counts: list[Counts] = []
+    drops: list[DropRecord] = []
+
+    for layer in range(1, adapter.n_layers + 1):
+        hidden = adapter.run_layer(layer - 1, hidden, rotary, cache)
+        layer_counts.append(layout.counts)
+        if layer in plan.cut_layers:
+            scores = None
+            if layer in plan.score_layers:
+                scores = adapter.last_token_attention(layer - 1, hidden, rotary).to(layout.kind.device)
+            drop = method.after_layer(layer, scores, layout, plan)
+            if plan.options.decode_cache == "text":  # as published: the layers already passed forget too
+                for passed in range(layer):
+                    cache.trim(passed, drop.keep)
+            before = layout.counts
+            hidden, layout, rotary = _keep_only(drop, hidden, layout, rotary)
+            drops.append(DropRecord(layer, before, layout.counts, layout))
+        if on_layer is not None:
+            on_layer(layer, adapter.n_layers)
+
+    logits = adapter.final_logits(hidden, last_only=True)[0, -1].float()
+    return Prefilled(logits, cache, tuple(layer_counts), tuple(drops), layout)
+
+
+def _keep_only(
+    drop: Drop, hidden: torch.Tensor, layout: TokenLayout, rotary: Rotary
+) -> tuple[torch.Tensor, TokenLayout, Rotary]:
+    """What goes on to the next layer: hidden states, layout and rotary embedding of the kept tokens.
+
+    Layers may sit on several devices, so each tensor is cut where it lies. Positions stay as they were.
+    """
+    cos, sin = rotary
+    kept_hidden = hidden.index_select(1, drop.keep.to(hidden.device))
+    at_rotary = drop.keep.to(cos.device)
+    kept_rotary = (cos.index_select(1, at_rotary), sin.index_select(1, at_rotary))
+    return kept_hidden, layout.subset(drop.keep, drop.counts), kept_rotary

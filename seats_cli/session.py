@@ -1,0 +1,366 @@
+"""The pipeline on one page: load a model once, ask about many files.
+
+path -> media.Clip -> prompt: TokenLayout -> encoders: embeddings + saliency -> stage I
+     -> prefill (stages II, III) -> decode -> Report
+"""
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seats_cli.engine.cache import LayerCache
+from seats_cli.engine.decode import DecodeOptions, Generation
+from seats_cli.engine.encode import OnStage, encode
+from seats_cli.engine.prefill import Prefilled, prefill
+from seats_cli.errors import DeviceError, UsageError
+from seats_cli.measure import report as reporting
+from seats_cli.measure.clock import Stopwatch, peak_memory, reset_peak_memory
+from seats_cli.measure.compute import kv_bytes, prefill_flops
+from seats_cli.measure.report import Report
+from seats_cli.media import Clip, Sampling, open_clip
+from seats_cli.model.adapter import Adapter, MediaShape, Prompt
+from seats_cli.model.load import load_model
+from seats_cli.model.preprocess import PixelCaps
+from seats_cli.presets import Preset, resolve_model
+from seats_cli.selection.methods import find_method
+from seats_cli.selection.options import Setup, configure
+from seats_cli.selection.plan import ClipCounts, Plan
+
+EMBEDDED_MODEL = "tiny"
+CACHE_ROOM = 1024  # decoded tokens that a layer's cache has room for at first, unless fewer are asked for
+ATTENTION = "sdpa"  # what model/load.py builds every network with
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which checkpoint, and how it is loaded; see `model.load.load_model` for what each accepts."""
+
+    model: str = EMBEDDED_MODEL
+    device: str = "auto"
+    dtype: str = "auto"
+    load_format: str = "auto"
+    revision: str | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """How one question is answered.
+
+    ratio, method, preset, settings: which tokens are kept; `settings` are `--set`'s key=value pairs
+    max_new_tokens, temperature, top_p, seed: the answer; the seed also drives methods that draw at random
+    system: None is the family's own system prompt
+    fps, max_frames, start_s, end_s: what of the clip is looked at, seconds from its start
+    """
+
+    ratio: float = 0.10
+    method: str = "seats"
+    preset: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    system: str | None = None
+    fps: float = 2.0
+    max_frames: int = 768
+    start_s: float | None = None
+    end_s: float | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """What of the clip is read. Raises UsageError for values that no clip could satisfy."""
+        return Sampling(fps=self.fps, max_frames=self.max_frames, start_s=self.start_s, end_s=self.end_s)
+
+    @property
+    def decoding(self) -> DecodeOptions:
+        """How the answer's tokens are chosen. Raises UsageError for impossible values."""
+        return DecodeOptions(self.max_new_tokens, self.temperature, self.top_p, self.seed)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The words, and what they cost."""
+
+    text: str
+    report: Report
+
+
+class Session:
+    """A loaded model that answers questions; nothing of one question reaches the next."""
+
+    def __init__(
+        self,
+        options: ModelOptions | None = None,
+        *,
+        log: Callable[[str], None] | None = None,
+        note: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        """Load the model.
+
+        Each callback gets one line at a time: `log` the reasons for automatic choices, `note` what a person
+        should know before a long run (the token counts; to `log` by default), `warn` every fallback and loss.
+        """
+        self.options = options or ModelOptions()
+        self._log = log or (lambda _: None)
+        self._note = note or self._log
+        self._warn = warn or (lambda _: None)
+        clock = Stopwatch()
+        with clock.stage("load"), torch.inference_mode(), explained_memory():
+            self.adapter: Adapter = load_model(
+                resolve_model(self.options.model),
+                device=self.options.device,
+                dtype=self.options.dtype,
+                load_format=self.options.load_format,
+                revision=self.options.revision,
+                offline=self.options.offline,
+                log=self._log,
+            )
+        self.load_seconds = clock.seconds["load"]
+        self._log(
+            f"{self.adapter.name}: {self.adapter.parameter_count:,} parameters in {self.load_seconds:.1f} s"
+        )
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether this is the small model that ships with the package and knows its toy world only."""
+        return resolve_model(self.options.model) == EMBEDDED_MODEL
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the weights are made up (`load_format="dummy"`), so that answers mean nothing."""
+        return self.adapter.random_weights
+
+    def ask(
+        self,
+        media: str | Path,
+        question: str,
+        options: AskOptions | None = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        on_stage: OnStage | None = None,
+    ) -> Answer:
+        """Answer one question about one video, audio or image file.
+
+        `on_text` gets the answer in pieces as it is written; `on_stage(stage, done, total)` the progress.
+        Raises UsageError, MediaError, PlanError, or DeviceError when memory runs out; the session can go on
+        after each.
+        """
+        options = options or AskOptions()
+        told = on_stage or (lambda *_: None)
+        with torch.inference_mode(), explained_memory():
+            return self._ask(media, question, options, on_text or (lambda _: None), told)
+
+    def _ask(
+        self,
+        media: str | Path,
+        question: str,
+        options: AskOptions,
+        on_text: Callable[[str], None],
+        on_stage: OnStage,
+    ) -> Answer:
+        adapter = self.adapter
+        clock = Stopwatch(adapter.device)
+        reset_peak_memory(adapter.device)
+        decoding, setup, method = options.decoding, self.setup(options), find_method(options.method)
+
+        on_stage("probe", 0, 0)
+        with clock.stage("probe"):
+            clip = open_clip(media, options.sampling, warn=self._warn)
+            mtime = Path(media).stat().st_mtime
+        with clip:
+            shape = media_shape(adapter, clip, setup.preset)
+            prompt = adapter.prompt(question, shape, system=options.system)
+            adapter.check_context(prompt, max_new_tokens=options.max_new_tokens)
+            plan = method.plan(setup.preset, options.ratio, clip_counts(prompt, shape), setup.options)
+            self._say_plan(clip, prompt, plan, setup)
+            positions = setup.preset.windows.audio_saliency_positions
+            given = encode(
+                adapter, method, plan, clip, prompt, shape,
+                clock=clock, on_stage=on_stage, saliency_positions=positions,
+            )  # fmt: skip
+        with clock.stage("prefill"):
+            cache = LayerCache(adapter.n_layers, room=min(options.max_new_tokens, CACHE_ROOM))
+            read = prefill(
+                adapter, method, plan, given.embeddings, given.layout,
+                cache=cache, on_layer=lambda done, total: on_stage("prefill", done, total),
+            )  # fmt: skip
+        kv = read.cache.bytes()
+        with clock.stage("generate"):
+            generation = Generation(adapter, read, prompt.next_position, decoding, clock=clock)
+            for piece in generation:
+                on_text(piece)
+                on_stage("generate", len(generation.token_ids), options.max_new_tokens)
+
+        measured = Measured(clip, mtime, prompt, plan, read, generation, clock, kv)
+        return Answer(generation.text, self._report(media, question, options, measured))
+
+    def setup(self, options: AskOptions) -> Setup:
+        """The preset and options of selection that a call would run with."""
+        geometry = self.adapter.geometry
+        return configure(
+            options.preset,
+            options.settings,
+            model_type=geometry.family,
+            n_layers=geometry.n_layers,
+            hidden_size=geometry.hidden,
+            seed=options.seed,
+        )
+
+    def _say_plan(self, clip: Clip, prompt: Prompt, plan: Plan, setup: Setup) -> None:
+        """What will be read and kept, before anything expensive runs."""
+        for line in (clip.video_used, clip.audio_used, *setup.notes, *plan.notes):
+            self._log(line)
+        layout = prompt.layout
+        stage_1 = plan.stages[0] if plan.stages else None
+        entering = f", of which {stage_1.n_video} and {stage_1.n_audio} enter the model" if stage_1 else ""
+        self._note(
+            f"{layout.n_video} video and {layout.n_audio} audio tokens{entering}; {layout.n_text} of text; "
+            f"expected retention {plan.expected_retention:.3f}"
+        )
+
+    def _report(self, media: str | Path, question: str, options: AskOptions, run: "Measured") -> Report:
+        """Everything that was measured, in the published form."""
+        adapter, before, counts = self.adapter, run.prompt.layout.counts, run.read.layer_counts
+        n_generated = len(run.generation.token_ids)
+        reason = run.generation.finish_reason or "stop"
+        steps = n_generated if reason == "stop" else n_generated - 1
+        lengths = [sum(layer) for layer in counts]
+        full = [sum(before)] * adapter.n_layers
+        cuts = [(drop.after_layer, drop.after) for drop in run.read.drops]
+        full_kv = kv_bytes(full, adapter.geometry, adapter.dtype.itemsize)
+        return Report(
+            schema_version=reporting.SCHEMA_VERSION,
+            media=media_record(media, run.clip, run.mtime),
+            question=question,
+            answer=run.generation.text,
+            method=reporting.method_record(run.plan),
+            tokens=reporting.token_report(before, counts, cuts, n_generated, reason),
+            retention=reporting.retention_report(run.plan, before, counts),
+            compute=reporting.compute_report(
+                prefill_flops(full, adapter.geometry), prefill_flops(lengths, adapter.geometry)
+            ),
+            timing=reporting.timing_report(run.clock, steps, self.load_seconds),
+            memory=reporting.memory_report(run.kv_bytes, full_kv, peak_memory(adapter.device)),
+            environment=self.environment(),
+            options={**asdict(self.options), **asdict(options)},
+        )
+
+    def environment(self) -> reporting.EnvironmentReport:
+        """What this session runs on."""
+        adapter = self.adapter
+        return reporting.environment_report(
+            device=adapter.device,
+            dtype=str(adapter.dtype).removeprefix("torch."),
+            attention=ATTENTION,
+            model=adapter.name,
+            revision=adapter.revision,
+            family=adapter.geometry.family,
+            parameters=adapter.parameter_count,
+            random_weights=adapter.random_weights,
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One question's run, from which its report is made."""
+
+    clip: Clip
+    mtime: float
+    prompt: Prompt
+    plan: Plan
+    read: Prefilled
+    generation: Generation
+    clock: Stopwatch
+    kv_bytes: int
+
+
+def media_shape(adapter: Adapter, clip: Clip, preset: Preset) -> MediaShape:
+    """How many tokens the clip becomes, from its counts alone; the preset caps the tokens of a frame."""
+    info, caps = clip.info, preset.caps
+    if info.kind == "image":
+        return adapter.media_shape(image_size=(info.height, info.width))
+    return adapter.media_shape(
+        n_frames=len(clip.frame_times_s),
+        height=info.height,
+        width=info.width,
+        sample_fps=clip.sample_fps,
+        n_samples=clip.n_samples,
+        caps=PixelCaps(caps.min_per_grid, caps.max_per_grid, caps.total),
+    )
+
+
+def clip_counts(prompt: Prompt, shape: MediaShape) -> ClipCounts:
+    """What planning must know of a laid-out prompt."""
+    layout = prompt.layout
+    return ClipCounts(
+        n_video=layout.n_video,
+        n_audio=layout.n_audio,
+        tokens_per_grid=shape.tokens_per_grid,
+        n_windows=int(layout.window.max()) + 1,
+        n_text=layout.n_text,
+    )
+
+
+def media_record(media: str | Path, clip: Clip, mtime: float) -> dict[str, Any]:
+    """The report's `media`: the file, and what of it was used."""
+    return {
+        **asdict(clip.info),
+        "path": str(media),
+        "mtime": mtime,
+        "frames": len(clip.frame_times_s),
+        "sample_fps": clip.sample_fps,
+        "samples": clip.n_samples,
+        "video_used": clip.video_used,
+        "audio_used": clip.audio_used,
+        "readable_fraction": clip.readable_fraction,
+        "frames_replaced": clip.frames_replaced,
+    }
+
+
+@contextmanager
+def explained_memory() -> Iterator[None]:
+    """Turn running out of memory into a DeviceError with advice, after giving back what was cached."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(error) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise _out_of_memory(error) from error
+
+
+def _out_of_memory(error: BaseException) -> DeviceError:
+    traceback.clear_frames(
+        error.__traceback__
+    )  # else the error itself would hold the tensors that did not fit
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    first_line = str(error).split("\n")[0]
+    return DeviceError(
+        f"out of memory: {first_line}" if first_line else "out of memory",
+        hint="lower --max-frames, --fps or --ratio, ask about a part with --start/--end, or use "
+        "--dtype bfloat16",
+    )
+
+
+def ask(media: str | Path, question: str, **options: Any) -> Answer:
+    """Load a model and answer one question: keywords are the fields of `ModelOptions` and `AskOptions`.
+
+    To ask more than once, keep a `Session`. Raises UsageError for an unknown keyword.
+    """
+    for_model = {item.name for item in fields(ModelOptions)}
+    for_asking = {item.name for item in fields(AskOptions)}
+    unknown = sorted(set(options) - for_model - for_asking)
+    if unknown:
+        known = ", ".join(sorted(for_model | for_asking))
+        raise UsageError(f"unknown option {unknown[0]!r}", hint=f"accepted: {known}")
+    session = Session(ModelOptions(**{k: v for k, v in options.items() if k in for_model}))
+    return session.ask(media, question, AskOptions(**{k: v for k, v in options.items() if k in for_asking}))
