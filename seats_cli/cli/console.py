@@ -1,0 +1,226 @@
+"""What a person or a pipe reads: the only module of this room that writes to stdout or stderr.
+
+stdout carries the answer or the document that was asked for, stderr everything else. Where stderr is not a
+terminal nothing is drawn: no colour, no boxes, no spinner, and rich is not even imported.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from seats_cli.errors import SeatsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+OnStage = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under column heads (blank in a list of facts); numbers stand to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: bool = True
+
+
+class Terminal:
+    """The two streams of a run. `quiet` hides notes and progress, `verbose` adds reasons."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.verbose = False
+        self.debug = False
+        self.out: TextIO = sys.stdout
+        self.err: TextIO = sys.stderr
+        self._warned: set[str] = set()
+        self._mid_line = False
+        self._rich: Console | None = None
+        self._progress: Progress | None = None
+
+    # --- stdout -------------------------------------------------------------------------------------------
+    @property
+    def streams_answers(self) -> bool:
+        """Whether a person watches stdout, so that an answer is shown word by word."""
+        return _is_terminal(self.out)
+
+    def answer_piece(self, text: str) -> None:
+        """Write a piece of the answer as it comes, without a line end."""
+        self.stop_progress()
+        if text:
+            self._mid_line = not text.endswith(
+                "\n"
+            )  # first, so that an interruption while writing finds it set
+        self._write(self.out, printable(text) if self.streams_answers else text)
+
+    def end_answer(self) -> None:
+        """Finish the line of an answer that was written in pieces."""
+        if self._mid_line:
+            self._write(self.out, "\n")
+        self._mid_line = False
+
+    def answer(self, text: str) -> None:
+        """Write a whole answer and a line end."""
+        self.answer_piece(text)
+        self._mid_line = True
+        self.end_answer()
+
+    def document(self, value: Mapping[str, Any]) -> None:
+        """Write one JSON document; non-ASCII letters are escaped where stdout cannot carry them."""
+        ascii_only = not _encoding(self.out).startswith("utf")
+        self._write(self.out, json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n")
+
+    def report(self, table: Table) -> None:
+        """Write a table that is itself what was asked for (`seats doctor`) to stdout."""
+        self._write(self.out, plain_table(table) + "\n")
+
+    # --- stderr -------------------------------------------------------------------------------------------
+    @property
+    def is_watched(self) -> bool:
+        """Whether a person watches stderr."""
+        return _is_terminal(self.err)
+
+    def note(self, message: str) -> None:
+        """Something worth knowing; hidden by --quiet."""
+        if not self.quiet:
+            self._tell(message)
+
+    def detail(self, message: str) -> None:
+        """The reason for an automatic choice; shown by --verbose."""
+        if self.verbose:
+            self._tell(message, style="dim")
+
+    def warn(self, message: str) -> None:
+        """A fallback or a loss; each is said once a run, --quiet or not."""
+        if message not in self._warned:
+            self._warned.add(message)
+            self._tell(f"warning: {message}", style="yellow")
+
+    def error(self, error: SeatsError, *, about: str | None = None) -> None:
+        """What went wrong and what to do next; `about` names the file, unless the message does already."""
+        message = str(error)
+        if about is not None and about not in message:
+            message = f"{about}: {message}"
+        self._tell(f"error: {message}", style="red")
+        if error.hint:
+            self._tell(f"hint: {error.hint}")
+        if self.debug:
+            self.traceback(error)
+
+    def traceback(self, error: BaseException) -> None:
+        """The way to an error, for --debug."""
+        self._write(self.err, "".join(traceback.format_exception(error)))
+
+    def table(self, table: Table) -> None:
+        """Draw a table on stderr: boxes for a person, aligned words for a file."""
+        if not self.is_watched:
+            self._write(self.err, plain_table(table) + "\n")
+            return
+        from rich import box
+        from rich.table import Table as RichTable
+
+        # Rich falls back to ASCII lines by itself where the stream cannot encode the others.
+        drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.ROUNDED)
+        for index, column in enumerate(table.columns):
+            right = table.numbers and index > 0
+            drawn.add_column(column, justify="right" if right else "left", overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*row)
+        self._console().print(drawn)
+
+    # --- progress -----------------------------------------------------------------------------------------
+    @contextmanager
+    def progress(self) -> Iterator[OnStage | None]:
+        """Bars by stage on stderr while the block runs, then gone. None where nobody watches or --quiet."""
+        if self.quiet or not self.is_watched or self._console().is_dumb_terminal:
+            yield None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+        console = self._console()
+        spinner = "dots" if console.encoding.startswith("utf") else "line"
+        columns = (
+            SpinnerColumn(spinner),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+        )
+        self._progress = Progress(*columns, console=console, transient=True)
+        tasks: dict[str, Any] = {}
+
+        def on_stage(name: str, done: int, total: int) -> None:
+            if self._progress is None:  # the answer has begun: its words own the screen now
+                return
+            if name not in tasks:
+                tasks[name] = self._progress.add_task(name.replace("_", " "), total=total or None)
+            self._progress.update(tasks[name], completed=done, total=total or None)
+
+        self._progress.start()
+        try:
+            yield on_stage
+        finally:
+            self.stop_progress()
+
+    def stop_progress(self) -> None:
+        """Take the bars off the screen; idempotent."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    # --- how ----------------------------------------------------------------------------------------------
+    def _console(self) -> "Console":
+        if self._rich is None:
+            from rich.console import Console
+
+            self._rich = Console(file=self.err, highlight=False, markup=False, emoji=False, soft_wrap=False)
+        return self._rich
+
+    def _tell(self, message: str, *, style: str | None = None) -> None:
+        if self._mid_line and self.is_watched and self.streams_answers:
+            self.end_answer()  # both streams are the same screen: do not write into the answer's line
+        text = printable(message)
+        if self.is_watched:
+            self._console().print(text, style=style, soft_wrap=True)
+        else:
+            self._write(self.err, text + "\n")
+
+    @staticmethod
+    def _write(stream: TextIO, text: str) -> None:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            encoding = _encoding(stream)
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+
+
+def plain_table(table: Table) -> str:
+    """The table as aligned words, two spaces between columns, no trailing blanks."""
+    lines = [table.columns, *table.rows] if any(table.columns) else list(table.rows)
+    widths = [max(len(line[index]) for line in lines) for index in range(len(table.columns))]
+
+    def written(line: tuple[str, ...]) -> str:
+        cells = [c.rjust(w) if table.numbers else c.ljust(w) for c, w in zip(line, widths, strict=True)]
+        return "  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip()
+
+    return "\n".join([table.title, *(f"  {written(line)}" for line in lines)])
+
+
+def printable(text: str) -> str:
+    """`text` without control characters that a hostile file name could send to a terminal; line ends stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return bool(getattr(stream, "isatty", lambda: False)())
+
+
+def _encoding(stream: TextIO) -> str:
+    return (getattr(stream, "encoding", None) or "utf-8").lower()
