@@ -33,7 +33,6 @@ from seats_cli.selection.plan import ClipCounts, Plan
 
 EMBEDDED_MODEL = "tiny"
 CACHE_ROOM = 1024  # decoded tokens that a layer's cache has room for at first, unless fewer are asked for
-ATTENTION = "sdpa"  # what model/load.py builds every network with
 
 
 @dataclass(frozen=True)
@@ -177,8 +176,8 @@ class Session:
         with clip:
             shape = media_shape(adapter, clip, setup.preset)
             prompt = adapter.prompt(question, shape, system=options.system)
-            adapter.check_context(prompt, max_new_tokens=options.max_new_tokens)
             plan = method.plan(setup.preset, options.ratio, clip_counts(prompt, shape), setup.options)
+            self._check_context(prompt, plan, options.max_new_tokens)
             self._say_plan(clip, prompt, plan, setup)
             positions = setup.preset.windows.audio_saliency_positions
             given = encode(
@@ -212,6 +211,18 @@ class Session:
             hidden_size=geometry.hidden,
             seed=options.seed,
         )
+
+    def _check_context(self, prompt: Prompt, plan: Plan, max_new_tokens: int) -> None:
+        """UsageError where the tokens do not fit; a warning where only the clip's time is too long."""
+        first = next((stage for stage in plan.stages if not stage.after_layer), None)
+        entering = prompt.layout.n_text + first.n_video + first.n_audio if first else len(prompt)
+        self.adapter.check_context(prompt, entering, max_new_tokens=max_new_tokens)
+        last, limit = prompt.next_position + max_new_tokens, self.adapter.context_length
+        if last > limit:
+            self._warn(
+                f"the clip reaches position {last}, beyond the {limit} that this model was made for: "
+                "expect worse answers about its end; --start/--end choose a part"
+            )
 
     def _say_plan(self, clip: Clip, prompt: Prompt, plan: Plan, setup: Setup) -> None:
         """What will be read and kept, before anything expensive runs."""
@@ -258,7 +269,7 @@ class Session:
         return reporting.environment_report(
             device=adapter.device,
             dtype=str(adapter.dtype).removeprefix("torch."),
-            attention=ATTENTION,
+            attention=adapter.attention,
             model=adapter.name,
             revision=adapter.revision,
             family=adapter.geometry.family,
@@ -338,9 +349,8 @@ def explained_memory() -> Iterator[None]:
 
 
 def _out_of_memory(error: BaseException) -> DeviceError:
-    traceback.clear_frames(
-        error.__traceback__
-    )  # else the error itself would hold the tensors that did not fit
+    # Else the error itself would hold the tensors that did not fit.
+    traceback.clear_frames(error.__traceback__)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     first_line = str(error).split("\n")[0]

@@ -295,8 +295,20 @@ def test_a_prompt_beyond_the_context_names_the_options(
     small = make_checkpoint(TinySpec(context_length=512))
     session = Session(ModelOptions(model=str(small), device="cpu", dtype="float32"))
     with pytest.raises(UsageError, match="512") as caught:
-        session.ask(files["video with audio"], QUESTION, SHORT)
+        session.ask(files["video with audio"], QUESTION, replace(SHORT, method="full"))
     assert "--max-frames" in str(caught.value.hint)
+    # What stage I drops needs no room: the same clip fits when pruned.
+    assert session.ask(files["video with audio"], QUESTION, replace(SHORT, ratio=0.1)).report.tokens.generated
+
+
+def test_a_clip_longer_than_the_positions_known_is_answered_with_a_warning(
+    make_checkpoint: Callable[[TinySpec], Path], files: dict[str, Path]
+) -> None:
+    warnings: list[str] = []
+    small = make_checkpoint(TinySpec(context_length=90))
+    session = Session(ModelOptions(model=str(small), device="cpu", dtype="float32"), warn=warnings.append)
+    session.ask(files["audio"], "what?", replace(SHORT, ratio=0.1, max_new_tokens=1))
+    assert any("beyond the 90" in warning for warning in warnings), warnings
 
 
 @pytest.mark.parametrize(

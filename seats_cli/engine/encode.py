@@ -28,9 +28,6 @@ OnStage = Callable[[str, int, int], None]
 FRAMES_AT_ONCE = 64  # resized frames through the vision encoder at once, rounded to whole stage-I windows
 AUDIO_S_AT_ONCE = 64.0  # seconds through the audio encoder at once, likewise
 SAMPLES_PER_BLOCK = 16000 * 30
-HELD_SAMPLES = (
-    16000 * 600
-)  # clips up to ten minutes are decoded once and held (38 MB); longer ones decoded twice
 
 
 class FrameWindow(Protocol):
@@ -151,7 +148,9 @@ def video_stream(run: EncoderRun) -> Iterator[Encoded]:
         run.on_stage("read", done + waiting, total)
         if waiting >= at_once or done + waiting >= total:
             with clock.stage("encode_video"):
-                encoded = run.adapter.encode_video(torch.cat(batch), shape.video_grid, window=grids)
+                encoded = run.adapter.encode_video(
+                    torch.cat(batch), shape.video_grid, window=grids, saliency=run.plan.needs_saliency
+                )
             done, waiting, batch = done + waiting, 0, []
             run.on_stage("encode_video", done, total)
             yield encoded
@@ -170,31 +169,21 @@ def audio_stream(run: EncoderRun, saliency_positions: int) -> Iterator[Encoded]:
     window_frames = round(run.plan.audio_window / tokens_per_s * spec.frames_per_s)
     unit = lcm(adapter.audio_block_frames, max(1, window_frames), 2 * saliency_positions)
     at_once = unit * max(1, round(AUDIO_S_AT_ONCE * spec.frames_per_s) // unit)
-    passes = _sample_passes(run)
     with clock.stage("preprocess"):
-        peak = mel_peak(passes(), spec)
+        peak = mel_peak(_samples(run), spec)
     done = 0
-    for mel in timed(mel_blocks(passes(), spec, peak, at_once), clock, "preprocess"):
+    for mel in timed(mel_blocks(_samples(run), spec, peak, at_once), clock, "preprocess"):
         with clock.stage("encode_audio"):
-            encoded = adapter.encode_audio(mel, window=saliency_positions)
-        done += len(encoded.saliency)
+            encoded = adapter.encode_audio(mel, window=saliency_positions, saliency=run.plan.needs_saliency)
+        done += len(encoded)
         run.on_stage("encode_audio", round(done / tokens_per_s), round(run.shape.n_audio / tokens_per_s))
         yield encoded
 
 
-def _sample_passes(run: EncoderRun) -> Callable[[], Iterator[torch.Tensor]]:
-    """A function that starts over the clip's samples: blocks (n,) float32 on the device."""
-
-    def read() -> Iterator[np.ndarray]:
-        return timed(run.clip.audio_blocks(SAMPLES_PER_BLOCK), run.clock, "read")
-
-    held = list(read()) if run.clip.n_samples <= HELD_SAMPLES else None
-
-    def start() -> Iterator[torch.Tensor]:
-        for block in held if held is not None else read():
-            yield torch.from_numpy(block).to(run.adapter.device)
-
-    return start
+def _samples(run: EncoderRun) -> Iterator[torch.Tensor]:
+    """The clip's samples from the start: blocks (n,) float32 on the device."""
+    for block in timed(run.clip.audio_blocks(SAMPLES_PER_BLOCK), run.clock, "read"):
+        yield torch.from_numpy(block).to(run.adapter.device)
 
 
 def encode_image(run: EncoderRun) -> torch.Tensor:
@@ -236,9 +225,9 @@ def choose_by_window(
         first = 0
         for encoded in stream:
             with run.clock.stage("select"):
-                tokens = _media_tokens(run.plan, kind, encoded, first, layout, slots[kind])
+                tokens = _media_tokens(kind, encoded, first, layout, slots[kind])
                 parts.append(run.method.before_llm(tokens, run.plan))
-            first += len(encoded.saliency)
+            first += len(encoded)
         _check_count(run, kind, first)
         kept[kind] = Kept(
             torch.cat([part.indices for part in parts]), torch.cat([part.embeddings for part in parts])
@@ -256,9 +245,11 @@ def choose_by_clip(
     whole: dict[Kind, MediaTokens] = {}
     for kind, stream in streams.items():
         parts = list(stream)
-        encoded = Encoded(torch.cat([p.embeddings for p in parts]), torch.cat([p.saliency for p in parts]))
-        _check_count(run, kind, len(encoded.saliency))
-        whole[kind] = _media_tokens(run.plan, kind, encoded, 0, layout, slots[kind])
+        saliency = [p.saliency for p in parts if p.saliency is not None]
+        embeddings = torch.cat([p.embeddings for p in parts])
+        encoded = Encoded(embeddings, torch.cat(saliency) if saliency else None)
+        _check_count(run, kind, len(encoded))
+        whole[kind] = _media_tokens(kind, encoded, 0, layout, slots[kind])
     kept: dict[Kind, Kept] = {}
     for kind, tokens in whole.items():
         other = next((whole[name] for name in whole if name != kind), None)
@@ -269,14 +260,12 @@ def choose_by_clip(
 
 
 def _media_tokens(
-    plan: Plan, kind: Kind, encoded: Encoded, first: int, layout: TokenLayout, slots: torch.Tensor
+    kind: Kind, encoded: Encoded, first: int, layout: TokenLayout, slots: torch.Tensor
 ) -> MediaTokens:
-    n = len(encoded.saliency)
+    n = len(encoded)
     counts = (0, n, 0) if kind == "video" else (0, 0, n)
     rows = layout.subset(slots[first : first + n], counts)
-    return MediaTokens(
-        kind, encoded.embeddings, encoded.saliency if plan.needs_saliency else None, first, rows
-    )
+    return MediaTokens(kind, encoded.embeddings, encoded.saliency, first, rows)
 
 
 def _check_count(run: EncoderRun, kind: Kind, found: int) -> None:

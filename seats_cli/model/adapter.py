@@ -68,11 +68,14 @@ class Encoded:
     """What an encoder made of one stretch of one kind.
 
     embeddings: (N, D) in the language model's dtype, in time order
-    saliency:   (N,) float32, attention received per token (docs/method.md, "Stage I")
+    saliency:   (N,) float32, attention received per token (docs/method.md, "Stage I"); None if not asked
     """
 
     embeddings: torch.Tensor
-    saliency: torch.Tensor
+    saliency: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ class Adapter(ABC):
         random_weights: True after `load_format="dummy"`; every output must say so
         dtype, device:  of the language model's input embeddings; layers may sit on other devices
         eos_token_ids:  tokens that end an answer
+        attention:      the attention backend's name, as transformers calls it
         pixel_stats, mel_spec: preprocessing constants from the checkpoint's preprocessor_config.json
         notes:          automatic choices made while loading, with their reasons
     """
@@ -149,6 +153,7 @@ class Adapter(ABC):
     dtype: torch.dtype
     device: torch.device
     eos_token_ids: tuple[int, ...]
+    attention: str
     pixel_stats: PixelStats
     mel_spec: MelSpec
     notes: tuple[str, ...]
@@ -198,24 +203,28 @@ class Adapter(ABC):
         default. Text of the user cannot form special tokens. Does not check the context length: see
         `check_context`."""
 
-    def check_context(self, prompt: Prompt, *, max_new_tokens: int = 0) -> None:
-        """Raise UsageError when prompt and answer do not fit the context, saying what would make them fit."""
-        total = len(prompt) + max_new_tokens
-        if total <= self.context_length:
+    def check_context(self, prompt: Prompt, entering: int, *, max_new_tokens: int = 0) -> None:
+        """Raise UsageError when what enters the language model and the answer do not fit its context.
+
+        `entering`: tokens of the prompt left by stage I; what it drops needs no room."""
+        if entering + max_new_tokens <= self.context_length:
             return
         layout = prompt.layout
         n_image = prompt.image_slots.numel()
         parts = f"{layout.n_video} video + {layout.n_audio} audio + {n_image} image"
         raise UsageError(
-            f"the prompt is too long: {len(prompt)} tokens ({parts} + {layout.n_text - n_image} text) and "
-            f"{max_new_tokens} for the answer, but this model's context holds {self.context_length}",
-            hint="shorten the clip with --start/--end, or lower --max-frames, --fps or --max-new-tokens",
+            f"the prompt is too long: {entering} of its {len(prompt)} tokens ({parts} + "
+            f"{layout.n_text - n_image} text) would enter the model, with {max_new_tokens} for the answer, "
+            f"but this model's context holds {self.context_length}",
+            hint="lower --ratio, --max-frames, --fps or --max-new-tokens, or give --start and --end",
         )
 
     # ---- encoders --------------------------------------------------------------------------------
 
     @abstractmethod
-    def encode_video(self, frames: torch.Tensor, grid: tuple[int, int, int], *, window: int = 2) -> Encoded:
+    def encode_video(
+        self, frames: torch.Tensor, grid: tuple[int, int, int], *, window: int = 2, saliency: bool = True
+    ) -> Encoded:
         """Embed frames (T, H, W, 3) uint8 of any size, T = 2 * number of grids; of `grid` only h and w count.
 
         Frames are resized to the grid's size here. Saliency windows are `window` grids long, starting at the
@@ -223,7 +232,7 @@ class Adapter(ABC):
         then equals encoding at once. Tokens come grid by grid, rows of a grid top to bottom."""
 
     @abstractmethod
-    def encode_audio(self, mel: torch.Tensor, *, window: int = 100) -> Encoded:
+    def encode_audio(self, mel: torch.Tensor, *, window: int = 100, saliency: bool = True) -> Encoded:
         """Embed mel (bins, L) float32. Saliency windows are `window` encoder positions (50 a second).
 
         Exact when called on multiples of `audio_block_frames` mel frames; the clip's last call may have any

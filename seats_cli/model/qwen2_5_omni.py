@@ -64,6 +64,7 @@ class Qwen25OmniAdapter(Adapter):
         self.pixel_stats = pixel_stats
         self.mel_spec = mel_spec
         self.eos_token_ids = eos_token_ids
+        self.attention = model.config.text_config._attn_implementation
         self.name = name
         self.revision = revision
         self.random_weights = random_weights
@@ -141,13 +142,15 @@ class Qwen25OmniAdapter(Adapter):
     # ---- encoders --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_video(self, frames: torch.Tensor, grid: tuple[int, int, int], *, window: int = 2) -> Encoded:
+    def encode_video(
+        self, frames: torch.Tensor, grid: tuple[int, int, int], *, window: int = 2, saliency: bool = True
+    ) -> Encoded:
         """See `Adapter.encode_video`."""
         per_grid = grid[1] * grid[2]
         windows_at_once = max(1, VISION_BATCH_PATCHES // (per_grid * window))
         step = windows_at_once * window * self.geometry.temporal_patch
-        parts = [self._encode_frames(frames[i : i + step], grid, window) for i in range(0, len(frames), step)]
-        return _join(parts)
+        starts = range(0, len(frames), step)
+        return _join([self._encode_frames(frames[i : i + step], grid, window, saliency) for i in starts])
 
     @torch.no_grad()
     def encode_image(self, image: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
@@ -156,12 +159,13 @@ class Qwen25OmniAdapter(Adapter):
         return self._visual(patches, grid_thw=grid_thw).pooler_output.to(self.device, self.dtype)
 
     @torch.no_grad()
-    def encode_audio(self, mel: torch.Tensor, *, window: int = 100) -> Encoded:
+    def encode_audio(self, mel: torch.Tensor, *, window: int = 100, saliency: bool = True) -> Encoded:
         """See `Adapter.encode_audio`."""
         # Whole chunks and whole saliency windows (2 mel frames a position) a batch: batching changes nothing.
         unit = math.lcm(self.audio_block_frames, 2 * window)
         step = unit * max(1, AUDIO_BATCH_CHUNKS * self.audio_block_frames // unit)
-        parts = [self._encode_mel(mel[:, i : i + step], window) for i in range(0, mel.shape[1], step)]
+        starts = range(0, mel.shape[1], step)
+        parts = [self._encode_mel(mel[:, i : i + step], window, saliency) for i in starts]
         return _join(parts) if parts else self._nothing()
 
     def _patches(self, frames: torch.Tensor, grid: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,8 +184,13 @@ class Qwen25OmniAdapter(Adapter):
         grids = patches.shape[0] // (grid[1] * grid[2])
         return patches.to(weight.dtype), torch.tensor([[grids, grid[1], grid[2]]], device=weight.device)
 
-    def _encode_frames(self, frames: torch.Tensor, grid: tuple[int, int, int], window: int) -> Encoded:
+    def _encode_frames(
+        self, frames: torch.Tensor, grid: tuple[int, int, int], window: int, with_saliency: bool
+    ) -> Encoded:
         patches, grid_thw = self._patches(frames, grid)
+        if not with_saliency:
+            embeddings = self._visual(patches, grid_thw=grid_thw).pooler_output
+            return Encoded(embeddings.to(self.device, self.dtype), None)
         attention = self._visual.blocks[-1].attn
         with _last_input(attention) as seen:
             embeddings = self._visual(patches, grid_thw=grid_thw).pooler_output
@@ -203,14 +212,17 @@ class Qwen25OmniAdapter(Adapter):
         saliency = received.view(-1, unit).mean(dim=1)
         return Encoded(embeddings.to(self.device, self.dtype), saliency.to(self.device))
 
-    def _encode_mel(self, mel: torch.Tensor, window: int) -> Encoded:
+    def _encode_mel(self, mel: torch.Tensor, window: int, with_saliency: bool) -> Encoded:
         n_tokens = audio_token_count(mel.shape[1])
         if not n_tokens:
             return self._nothing()
         weight = self._audio.conv1.weight
-        attention = self._audio.layers[-1].self_attn
         lengths = torch.tensor([mel.shape[1]], device=weight.device)
         features = mel.to(weight.device, weight.dtype)
+        if not with_saliency:
+            embeddings = self._audio(features, feature_lens=lengths).last_hidden_state
+            return Encoded(embeddings.to(self.device, self.dtype), None)
+        attention = self._audio.layers[-1].self_attn
         with _last_input(attention) as seen:
             embeddings = self._audio(features, feature_lens=lengths).last_hidden_state
         n_heads = attention.num_heads
@@ -317,7 +329,8 @@ def _last_input(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
 def _join(parts: list[Encoded]) -> Encoded:
     if len(parts) == 1:
         return parts[0]
-    return Encoded(torch.cat([p.embeddings for p in parts]), torch.cat([p.saliency for p in parts]))
+    saliency = [p.saliency for p in parts if p.saliency is not None]
+    return Encoded(torch.cat([p.embeddings for p in parts]), torch.cat(saliency) if saliency else None)
 
 
 def _device(module: torch.nn.Module) -> torch.device:

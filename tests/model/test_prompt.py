@@ -220,9 +220,11 @@ def test_window_index_equals_the_walk_that_it_replaces() -> None:
 def test_too_long_a_prompt_is_refused_with_the_options_that_help(tiny_adapter: Adapter) -> None:
     prompt = tiny_adapter.prompt(QUESTION, shape_of((300, 20, 24), 1.0, 3000))
     with pytest.raises(UsageError, match=r"36000 video \+ 750 audio.*32768") as raised:
-        tiny_adapter.check_context(prompt, max_new_tokens=5)
+        tiny_adapter.check_context(prompt, len(prompt), max_new_tokens=5)
     assert "--max-frames" in (raised.value.hint or "")
     fits = tiny_adapter.prompt(QUESTION, CASES["video and audio"])
-    tiny_adapter.check_context(fits, max_new_tokens=tiny_adapter.context_length - len(fits))
+    room = tiny_adapter.context_length - len(fits)
+    tiny_adapter.check_context(fits, len(fits), max_new_tokens=room)
+    tiny_adapter.check_context(prompt, 4000, max_new_tokens=5)  # what stage I drops needs no room
     with pytest.raises(UsageError):
-        tiny_adapter.check_context(fits, max_new_tokens=tiny_adapter.context_length - len(fits) + 1)
+        tiny_adapter.check_context(fits, len(fits), max_new_tokens=room + 1)
