@@ -213,7 +213,7 @@ class Session:
         )
 
     def _check_context(self, prompt: Prompt, plan: Plan, max_new_tokens: int) -> None:
-        """UsageError where the tokens do not fit; a warning where only the clip's time is too long."""
+        """PlanError where the tokens do not fit; a warning where only the clip's time is too long."""
         first = next((stage for stage in plan.stages if not stage.after_layer), None)
         entering = prompt.layout.n_text + first.n_video + first.n_audio if first else len(prompt)
         self.adapter.check_context(prompt, entering, max_new_tokens=max_new_tokens)

@@ -294,7 +294,7 @@ def test_a_prompt_beyond_the_context_names_the_options(
 ) -> None:
     small = make_checkpoint(TinySpec(context_length=512))
     session = Session(ModelOptions(model=str(small), device="cpu", dtype="float32"))
-    with pytest.raises(UsageError, match="512") as caught:
+    with pytest.raises(PlanError, match="512") as caught:
         session.ask(files["video with audio"], QUESTION, replace(SHORT, method="full"))
     assert "--max-frames" in str(caught.value.hint)
     # What stage I drops needs no room: the same clip fits when pruned.

@@ -191,6 +191,7 @@ def answer_all(terminal: Terminal, request: Request) -> int:
     several = len(request.media) > 1
     try:
         for path in request.media:
+            terminal.subject = path if several else None
             try:
                 if session is None or path in failures:
                     raise failures[path]
@@ -237,7 +238,7 @@ def open_session(terminal: Terminal, model: Mapping[str, Any]) -> "Session":
         quieten_libraries(terminal)
         from seats_cli.session import ModelOptions, Session
 
-        return Session(ModelOptions(**model), log=terminal.detail, warn=terminal.warn)
+        return Session(ModelOptions(**model), log=terminal.detail, note=terminal.note, warn=terminal.warn)
 
 
 def quieten_libraries(terminal: Terminal) -> None:
@@ -275,6 +276,12 @@ def answer_one(
     if not request.as_json:
         show("" if streamed else f"{answer.text}\n")
         terminal.end_answer()
+    if answer.report.tokens.finish_reason == "length":
+        terminal.note(
+            f"the answer was cut off after {request.asked['max_new_tokens']} tokens: --max-new-tokens"
+        )
+    elif not answer.text.strip():
+        terminal.note("the model ended its answer without a word")
     record = answer.report.to_json()
     full = None
     if request.compare:
@@ -289,5 +296,5 @@ def answer_one(
 
 def run_hidden(terminal: Terminal, session: "Session", path: str, question: str, asked: Any) -> "Answer":
     """An answer whose words are not shown: the other side of a comparison."""
-    with terminal.progress() as on_stage:
+    with terminal.progress() as on_stage, terminal.hushed():
         return session.ask(path, question, asked, on_stage=on_stage)

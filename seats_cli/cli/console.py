@@ -38,6 +38,9 @@ class Terminal:
         self.quiet = False
         self.verbose = False
         self.debug = False
+        self.subject: str | None = (
+            None  # the file in hand, where there are several: notes and warnings name it
+        )
         self.out: TextIO = sys.stdout
         self.err: TextIO = sys.stderr
         self._warned: set[str] = set()
@@ -90,7 +93,7 @@ class Terminal:
     def note(self, message: str) -> None:
         """Something worth knowing; hidden by --quiet."""
         if not self.quiet:
-            self._tell(message)
+            self._tell(self._about(message))
 
     def detail(self, message: str) -> None:
         """The reason for an automatic choice; shown by --verbose."""
@@ -99,9 +102,24 @@ class Terminal:
 
     def warn(self, message: str) -> None:
         """A fallback or a loss; each is said once a run, --quiet or not."""
+        message = self._about(message)
         if message not in self._warned:
             self._warned.add(message)
             self._tell(f"warning: {message}", style="yellow")
+
+    @contextmanager
+    def hushed(self) -> Iterator[None]:
+        """Without notes and details inside: what runs has told them already."""
+        quiet, verbose = self.quiet, self.verbose
+        self.quiet, self.verbose = True, False
+        try:
+            yield
+        finally:
+            self.quiet, self.verbose = quiet, verbose
+
+    def _about(self, message: str) -> str:
+        named = self.subject is not None and self.subject not in message
+        return f"{self.subject}: {message}" if named else message
 
     def error(self, error: SeatsError, *, about: str | None = None) -> None:
         """What went wrong and what to do next; `about` names the file, unless the message does already."""

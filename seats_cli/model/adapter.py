@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from seats_cli.errors import UsageError
+from seats_cli.errors import PlanError
 from seats_cli.model.preprocess import MelSpec, PixelCaps, PixelStats
 from seats_cli.selection.layout import TokenLayout
 
@@ -204,7 +204,7 @@ class Adapter(ABC):
         `check_context`."""
 
     def check_context(self, prompt: Prompt, entering: int, *, max_new_tokens: int = 0) -> None:
-        """Raise UsageError when what enters the language model and the answer do not fit its context.
+        """Raise PlanError when what enters the language model and the answer do not fit its context.
 
         `entering`: tokens of the prompt left by stage I; what it drops needs no room."""
         if entering + max_new_tokens <= self.context_length:
@@ -212,7 +212,7 @@ class Adapter(ABC):
         layout = prompt.layout
         n_image = prompt.image_slots.numel()
         parts = f"{layout.n_video} video + {layout.n_audio} audio + {n_image} image"
-        raise UsageError(
+        raise PlanError(
             f"the prompt is too long: {entering} of its {len(prompt)} tokens ({parts} + "
             f"{layout.n_text - n_image} text) would enter the model, with {max_new_tokens} for the answer, "
             f"but this model's context holds {self.context_length}",

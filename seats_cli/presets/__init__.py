@@ -192,7 +192,7 @@ def preset_by_rule(model_type: str, n_layers: int, hidden_size: int) -> Preset:
         options={},
         geometry={},
         provenance={
-            "schedule": "by the 50%/80% rule, not published; calibrate with `seats trace`",
+            "schedule": "by the 50%/80% rule, not published",
             "the rest": f"as preset {relative.name}",
         },
     )

@@ -103,7 +103,7 @@ def configure(
     notes = [f"preset {model.name}: {why}", f"options: {style.name}"]
     if model.status == "by rule":
         notes.append(
-            f"the schedule of {model.name} is by rule, not published; `seats trace` can calibrate it"
+            f"the schedule of {model.name} is by rule, not published"
         )
     return Setup(model, replace(scheduled, **parse_settings(merged)), tuple(notes))
 

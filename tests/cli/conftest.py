@@ -48,7 +48,7 @@ def make_report(path: str, question: str, text: str, options: Mapping[str, Any],
             end=end,
             per_layer=(kept,) * 14,
             generated=5,
-            finish_reason="stop",
+            finish_reason="length" if text.endswith("...") else "stop",
         ),
         "retention": RetentionReport(asked=Ratios(options.get("ratio"), 0.06, 0.48), reached=reached),
         "compute": ComputeReport(10**12, 10**12 if full else 10**11, 1.0 if full else 0.1),
@@ -92,12 +92,14 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     written = Script()
 
     class ScriptedSession:
-        def __init__(self, options: session.ModelOptions, *, log: Any = None, warn: Any = None) -> None:
+        def __init__(
+            self, options: session.ModelOptions, *, log: Any = None, note: Any = None, warn: Any = None
+        ) -> None:
             written.opened.append(options)
             if written.load_error is not None:
                 raise written.load_error
             log("device cpu: there is no other")
-            self.warn = warn
+            self.note, self.warn = note, warn
             self.is_embedded = options.model == "tiny"
             self.random_weights = options.load_format == "dummy"
 
@@ -113,6 +115,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
             written.asked.append((str(media), question, options))
             for warning in written.warnings:
                 self.warn(warning)
+            self.note("1024 video and 400 audio tokens")
             reply = written.replies.get(Path(media).name, "a red star")
             if on_stage is not None:
                 on_stage("encode_video", 1, 2)

@@ -255,6 +255,30 @@ def test_quiet_verbose_and_stats(run: Run, script: Script, clip: Path) -> None:
     assert stats.stdout == "a red star\n"
 
 
+def test_token_counts_are_told_once_before_the_answer(run: Run, script: Script, clip: Path) -> None:
+    assert run("ask", clip, "why?").stderr.count("1024 video and 400 audio tokens") == 1
+    assert run("ask", clip, "why?", "--compare").stderr.count("1024 video") == 1
+    assert "1024 video" not in run("ask", clip, "why?", "-q").stderr
+
+
+def test_an_answer_that_is_cut_off_or_empty_is_told(run: Run, script: Script, clip: Path) -> None:
+    script.replies = {clip.name: "and then..."}
+    assert "--max-new-tokens" in run("ask", clip, "why?", "--max-new-tokens", "5").stderr
+    script.replies = {clip.name: ""}
+    assert "without a word" in run("ask", clip, "why?").stderr
+    script.replies = {clip.name: "done"}
+    assert "--max-new-tokens" not in run("ask", clip, "why?").stderr
+
+
+def test_warnings_name_the_file_where_there_are_several(run: Run, script: Script, clip: Path) -> None:
+    other = clip.with_name("other.mp4")
+    other.write_bytes(clip.read_bytes())
+    script.warnings = ["only the first 3 s decode"]
+    told = run("ask", clip, other, "why?").stderr
+    assert f"warning: {clip}: only the first 3 s decode" in told
+    assert f"warning: {other}: only the first 3 s decode" in told
+
+
 def test_the_notice_is_for_the_embedded_model(run: Run, script: Script, clip: Path) -> None:
     assert "toy world" in run("ask", clip, "why?").stderr
     assert "toy world" not in run("ask", clip, "why?", "-q").stderr

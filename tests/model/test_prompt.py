@@ -9,7 +9,7 @@ from tiny_checkpoint import CHAT_TEMPLATE
 from transformers import Qwen2_5OmniProcessor
 from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import _get_feat_extract_output_lengths
 
-from seats_cli.errors import UsageError
+from seats_cli.errors import PlanError
 from seats_cli.model.adapter import Adapter, MediaShape
 from seats_cli.model.preprocess import audio_token_count
 from seats_cli.model.prompt import window_index
@@ -219,12 +219,12 @@ def test_window_index_equals_the_walk_that_it_replaces() -> None:
 
 def test_too_long_a_prompt_is_refused_with_the_options_that_help(tiny_adapter: Adapter) -> None:
     prompt = tiny_adapter.prompt(QUESTION, shape_of((300, 20, 24), 1.0, 3000))
-    with pytest.raises(UsageError, match=r"36000 video \+ 750 audio.*32768") as raised:
+    with pytest.raises(PlanError, match=r"36000 video \+ 750 audio.*32768") as raised:
         tiny_adapter.check_context(prompt, len(prompt), max_new_tokens=5)
     assert "--max-frames" in (raised.value.hint or "")
     fits = tiny_adapter.prompt(QUESTION, CASES["video and audio"])
     room = tiny_adapter.context_length - len(fits)
     tiny_adapter.check_context(fits, len(fits), max_new_tokens=room)
     tiny_adapter.check_context(prompt, 4000, max_new_tokens=5)  # what stage I drops needs no room
-    with pytest.raises(UsageError):
+    with pytest.raises(PlanError):
         tiny_adapter.check_context(fits, len(fits), max_new_tokens=room + 1)
