@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import seats_cli.demo
+from seats_cli.demo import voices
 from seats_cli.demo.by_voice import by_voice
 from seats_cli.demo.questions import FAMILIES
 from seats_cli.demo.train import Log, Run, main, phases_of, train
@@ -43,6 +44,15 @@ CPU = torch.device("cpu")
 
 def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.thinker.state_dict().items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_bank():
+    """Decode the word bank once for all trainers of this file."""
+    bank = voices.load_bank(CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voices, "load_bank", lambda *_, **__: bank)
+        yield
 
 
 @pytest.fixture(scope="module")
