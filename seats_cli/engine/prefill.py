@@ -63,7 +63,8 @@ def prefill(
 ) -> Prefilled:
     """Run embeddings (S, D), laid out as `layout`, through all layers, cutting where `plan` says.
 
-    No attention mask is ever built, and the device is waited for only where a middle drop makes a new length. `cache` must be empty (default: a new one); `on_layer(done, total)` reports progress.
+    No attention mask is ever built, and the device is waited for only where a middle drop makes a new length.
+    `cache` must be empty (default: a new one); `on_layer(done, total)` reports progress.
     """
     cache = LayerCache(adapter.n_layers) if cache is None else cache
     layout = layout.to(adapter.device)

@@ -102,9 +102,7 @@ def configure(
     merged = {**style.options, **model.options, **settings}
     notes = [f"preset {model.name}: {why}", f"options: {style.name}"]
     if model.status == "by rule":
-        notes.append(
-            f"the schedule of {model.name} is by rule, not published"
-        )
+        notes.append(f"the schedule of {model.name} is by rule, not published")
     return Setup(model, replace(scheduled, **parse_settings(merged)), tuple(notes))
 
 
