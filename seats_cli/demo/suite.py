@@ -39,7 +39,7 @@ def interval(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
     share, z2 = right / asked, z * z / asked
     middle = (share + z2 / 2) / (1 + z2)
     half = z * math.sqrt(share * (1 - share) / asked + z2 / (4 * asked)) / (1 + z2)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, middle - half), 1.0 if right == asked else min(1.0, middle + half)
 
 
 def summarise(samples: list[dict[str, Any]], ratios: Sequence[float]) -> list[dict[str, Any]]:
