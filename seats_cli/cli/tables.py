@@ -31,7 +31,7 @@ def token_table(report: "Report") -> Table:
         ("kept, reached", report.retention.reached),
     ):
         rows.append((label, percent(ratios.video), percent(ratios.audio), NONE, percent(ratios.overall)))
-    title = f"tokens ({report.method['name']}, kept = mean over layers of video and audio)"
+    title = f"tokens ({report.method['name']}, kept: mean over layers)"
     return Table(title, ("", "video", "audio", "text", "total"), tuple(rows))
 
 
