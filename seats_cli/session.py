@@ -335,6 +335,10 @@ def media_record(media: str | Path, clip: Clip, mtime: float) -> dict[str, Any]:
     }
 
 
+# How PyTorch and CUDA's libraries say it where they do not raise OutOfMemoryError.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_STATUS_ALLOC_FAILED")
+
+
 @contextmanager
 def explained_memory() -> Iterator[None]:
     """Turn running out of memory into a DeviceError with advice, after giving back what was cached."""
@@ -343,7 +347,7 @@ def explained_memory() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(error) from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+        if not any(sign in str(error) for sign in _NO_MEMORY):
             raise
         raise _out_of_memory(error) from error
 

@@ -315,6 +315,7 @@ def test_a_clip_longer_than_the_positions_known_is_answered_with_a_warning(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1e15 bytes"),
         MemoryError(),
     ],

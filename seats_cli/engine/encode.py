@@ -224,6 +224,7 @@ def choose_by_window(
         parts: list[Kept] = []
         first = 0
         for encoded in stream:
+            _check_batch(run, kind, first, len(encoded))
             with run.clock.stage("select"):
                 tokens = _media_tokens(kind, encoded, first, layout, slots[kind])
                 parts.append(run.method.before_llm(tokens, run.plan))
@@ -245,9 +246,7 @@ def choose_by_clip(
     whole: dict[Kind, MediaTokens] = {}
     for kind, stream in streams.items():
         parts = list(stream)
-        saliency = [p.saliency for p in parts if p.saliency is not None]
-        embeddings = torch.cat([p.embeddings for p in parts])
-        encoded = Encoded(embeddings, torch.cat(saliency) if saliency else None)
+        encoded = Encoded.join(parts)
         _check_count(run, kind, len(encoded))
         whole[kind] = _media_tokens(kind, encoded, 0, layout, slots[kind])
     kept: dict[Kind, Kept] = {}
@@ -266,6 +265,13 @@ def _media_tokens(
     counts = (0, n, 0) if kind == "video" else (0, 0, n)
     rows = layout.subset(slots[first : first + n], counts)
     return MediaTokens(kind, encoded.embeddings, encoded.saliency, first, rows)
+
+
+def _check_batch(run: EncoderRun, kind: Kind, first: int, n: int) -> None:
+    """All batches but a kind's last consist of whole stage-I windows; none goes past what was announced."""
+    short = n % run.plan.window(kind) and first + n < run.plan.count(kind)
+    if short or first + n > run.plan.count(kind):
+        _check_count(run, kind, first + n)
 
 
 def _check_count(run: EncoderRun, kind: Kind, found: int) -> None:

@@ -229,7 +229,9 @@ class Clip:
             if variable:
                 picked, sample_fps = frame_indices_by_time(shown, max(until - shown[0], tick), sampling)
             else:
-                picked, sample_fps = frame_indices(len(rows), fps, sampling)
+                first = int(rows[0])  # float32 rounding depends on the frame's number in the file
+                numbers, sample_fps = frame_indices(len(rows), fps, sampling, first)
+                picked = numbers - first
         except MediaRange as error:
             raise MediaRange(f"{self._file.path}: {error.message}", hint=error.hint) from None
         return _Frames(

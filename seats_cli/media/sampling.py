@@ -84,14 +84,16 @@ def frame_count(total: int, duration_s: float, sampling: Sampling) -> int:
     return count
 
 
-def frame_indices(total: int, native_fps: float, sampling: Sampling) -> tuple[np.ndarray, float]:
+def frame_indices(
+    total: int, native_fps: float, sampling: Sampling, first: int = 0
+) -> tuple[np.ndarray, float]:
     """Frames to read of a clip of constant frame rate: (indices (n,) int64 ascending, the true sampled fps).
 
-    Even in frame number from the first to the last, rounded half to even. Raises `MediaRange` below two
-    frames.
+    Of the `total` frames from number `first` on: even in frame number from the first to the last, rounded
+    half to even. Raises `MediaRange` below two frames.
     """
     count = frame_count(total, total / native_fps, sampling)
-    return _linspace_indices(total - 1, count), count / total * native_fps
+    return _linspace_indices(first, first + total - 1, count), count / total * native_fps
 
 
 def frame_range(total: int, native_fps: float, sampling: Sampling) -> tuple[int, int]:
@@ -112,20 +114,16 @@ def frame_range(total: int, native_fps: float, sampling: Sampling) -> tuple[int,
     return first, int(last) - first + 1
 
 
-def _linspace_indices(last: int, count: int) -> np.ndarray:
-    """round(linspace(0, last, count)), (count,) int64, in the precision of the reference's torch.linspace.
+def _linspace_indices(first: int, last: int, count: int) -> np.ndarray:
+    """round(torch.linspace(first, last, count)), (count,) int64, to the bit, without torch.
 
-    It fills from both ends in float32; in a long clip, double precision would pick a neighbouring frame where
-    a value falls on a half.
+    torch takes a float32 step, fills from both ends, and rounds to float32 once, after a fused multiply and
+    add; so in a long clip another precision picks a neighbouring frame where a value falls near a half.
     """
-    step = np.float32(last) / np.float32(count - 1)
-    from_start = np.arange(count, dtype=np.float32)
-    values = np.where(
-        from_start < count // 2,
-        step * from_start,
-        np.float32(last) - step * (np.float32(count - 1) - from_start),
-    )
-    return np.rint(values).astype(np.int64)
+    step = np.float64((np.float32(last) - np.float32(first)) / np.float32(count - 1))
+    i = np.arange(count, dtype=np.float64)
+    values = np.where(i < count // 2, first + step * i, last - step * (count - 1 - i))
+    return np.rint(values.astype(np.float32)).astype(np.int64)
 
 
 def frame_indices_by_time(

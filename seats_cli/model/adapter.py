@@ -6,6 +6,7 @@ transformers. A second family is one more subclass; the prefill loop does not ch
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,16 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    @classmethod
+    def join(cls, parts: Sequence["Encoded"]) -> "Encoded":
+        """One after the other; at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        saliency = [part.saliency for part in parts if part.saliency is not None]
+        if saliency and len(saliency) < len(parts):
+            raise ValueError("some parts have saliency and some have none")
+        return cls(torch.cat([part.embeddings for part in parts]), torch.cat(saliency) if saliency else None)
 
 
 @dataclass(frozen=True)

@@ -251,3 +251,9 @@ def mel_spectrogram(samples: np.ndarray | torch.Tensor, spec: MelSpec) -> torch.
 def audio_token_count(mel_frames: int) -> int:
     """Tokens that L mel frames become in Qwen2.5-Omni: a stride-2 convolution, then pooling by pairs."""
     return ((mel_frames - 1) // 2 + 1 - 2) // 2 + 1
+
+
+def qwen3_audio_token_count(mel_frames: int) -> int:
+    """Tokens that L mel frames become in Qwen3-Omni: 13 a second, the rest by three stride-2 convolutions."""
+    rest = (mel_frames % 100 - 1) // 2 + 1
+    return ((rest - 1) // 2 + 1 - 1) // 2 + 1 + mel_frames // 100 * 13

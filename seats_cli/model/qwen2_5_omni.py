@@ -56,6 +56,8 @@ class Qwen25OmniAdapter(Adapter):
     ) -> None:
         if model.config.text_config._attn_implementation != "sdpa":
             raise ValueError("load the thinker with attn_implementation='sdpa': causality rests on it")
+        if "sliding_attention" in (getattr(model.config.text_config, "layer_types", None) or ()):
+            raise ModelError(f"{name} uses sliding-window attention, which is not supported")
         self._model = model
         self._text = model.model.language_model
         self._visual = model.model.visual
@@ -150,7 +152,9 @@ class Qwen25OmniAdapter(Adapter):
         windows_at_once = max(1, VISION_BATCH_PATCHES // (per_grid * window))
         step = windows_at_once * window * self.geometry.temporal_patch
         starts = range(0, len(frames), step)
-        return _join([self._encode_frames(frames[i : i + step], grid, window, saliency) for i in starts])
+        return Encoded.join(
+            [self._encode_frames(frames[i : i + step], grid, window, saliency) for i in starts]
+        )
 
     @torch.no_grad()
     def encode_image(self, image: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
@@ -166,7 +170,7 @@ class Qwen25OmniAdapter(Adapter):
         step = unit * max(1, AUDIO_BATCH_CHUNKS * self.audio_block_frames // unit)
         starts = range(0, mel.shape[1], step)
         parts = [self._encode_mel(mel[:, i : i + step], window, saliency) for i in starts]
-        return _join(parts) if parts else self._nothing()
+        return Encoded.join(parts) if parts else self._nothing(saliency)
 
     def _patches(self, frames: torch.Tensor, grid: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised patches of frames of any size, and the grid_thw (1, 3) of them."""
@@ -215,7 +219,7 @@ class Qwen25OmniAdapter(Adapter):
     def _encode_mel(self, mel: torch.Tensor, window: int, with_saliency: bool) -> Encoded:
         n_tokens = audio_token_count(mel.shape[1])
         if not n_tokens:
-            return self._nothing()
+            return self._nothing(with_saliency)
         weight = self._audio.conv1.weight
         lengths = torch.tensor([mel.shape[1]], device=weight.device)
         features = mel.to(weight.device, weight.dtype)
@@ -232,9 +236,9 @@ class Qwen25OmniAdapter(Adapter):
         saliency = received[: 2 * n_tokens].view(n_tokens, 2).mean(dim=1)
         return Encoded(embeddings.to(self.device, self.dtype), saliency.to(self.device))
 
-    def _nothing(self) -> Encoded:
+    def _nothing(self, with_saliency: bool) -> Encoded:
         empty = torch.zeros(0, self.geometry.hidden, dtype=self.dtype, device=self.device)
-        return Encoded(empty, torch.zeros(0, device=self.device))
+        return Encoded(empty, torch.zeros(0, device=self.device) if with_saliency else None)
 
     # ---- the language model ----------------------------------------------------------------------
 
@@ -275,8 +279,9 @@ class Qwen25OmniAdapter(Adapter):
         query, _ = apply_rotary_pos_emb(query, query, cos[:, -1:], sin[:, -1:])
         key, _ = apply_rotary_pos_emb(key, key, cos, sin)
         groups = query.view(key.shape[1], -1, self.geometry.head_dim)  # (kv heads, queries of each, head_dim)
-        scores = torch.matmul(groups, key[0].transpose(1, 2)) * attention.scaling
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+        # In float32: rounding the products to bfloat16 would shift probabilities by several percent.
+        scores = torch.matmul(groups.float(), key[0].float().transpose(1, 2)) * attention.scaling
+        weights = torch.softmax(scores, dim=-1)
         return weights.flatten(0, 1).mean(dim=0)
 
     @torch.no_grad()
@@ -303,8 +308,8 @@ def attention_received(query: torch.Tensor, key: torch.Tensor, window: int, scal
         spans.append((whole, n, n - whole))
     received = torch.empty(n, dtype=torch.float32, device=query.device)
     for start, stop, width in spans:
-        q, k = (x[start:stop].unflatten(0, (-1, width)).transpose(1, 2) for x in (query, key))
-        weights = torch.softmax(torch.matmul(q, k.transpose(2, 3)) * scaling, dim=-1, dtype=torch.float32)
+        q, k = (x[start:stop].float().unflatten(0, (-1, width)).transpose(1, 2) for x in (query, key))
+        weights = torch.softmax(torch.matmul(q, k.transpose(2, 3)) * scaling, dim=-1)
         received[start:stop] = weights.sum(dim=2).mean(dim=1).flatten()
     return received
 
@@ -324,13 +329,6 @@ def _last_input(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
         yield seen
     finally:
         handle.remove()
-
-
-def _join(parts: list[Encoded]) -> Encoded:
-    if len(parts) == 1:
-        return parts[0]
-    saliency = [p.saliency for p in parts if p.saliency is not None]
-    return Encoded(torch.cat([p.embeddings for p in parts]), torch.cat(saliency) if saliency else None)
 
 
 def _device(module: torch.nn.Module) -> torch.device:

@@ -17,7 +17,7 @@ from seats_cli.errors import MediaError
 from seats_cli.measure.clock import Stopwatch
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.preprocess import PixelCaps, mel_spectrogram, patchify, resize_frames
-from seats_cli.selection.methods import Kept, MediaTokens, Method
+from seats_cli.selection.methods import Kept, MediaTokens, Method, find_method
 from seats_cli.selection.plan import Plan
 
 CAPS = PixelCaps(min_tokens=4, max_tokens=6, total_tokens=24576)
@@ -305,8 +305,9 @@ def test_a_file_that_gives_less_than_announced_is_a_media_error(tiny_adapter: Ad
     assert clip.samples is not None
     shorter = (Arrays(clip.frames[:6], clip.samples), Arrays(clip.frames, clip.samples[:16000]))
     for less in shorter:
-        with pytest.raises(MediaError, match="announced"):
-            encode(tiny_adapter, KeepAll(), plan, less, prompt, shape)
+        for method in (KeepAll(), find_method("seats")):
+            with pytest.raises(MediaError, match="announced"):
+                encode(tiny_adapter, method, plan, less, prompt, shape)
 
 
 def test_stages_are_timed_and_progress_reaches_its_end(tiny_adapter: Adapter) -> None:

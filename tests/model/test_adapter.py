@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
 
-from seats_cli.model.adapter import Adapter, MediaShape, Prompt
+from seats_cli.model.adapter import Adapter, Encoded, MediaShape, Prompt
 from seats_cli.model.preprocess import PixelCaps, patchify
 from seats_cli.model.qwen2_5_omni import attention_received
 
@@ -339,3 +339,16 @@ def test_shape_counts(tiny_adapter: Adapter) -> None:
     assert (shape.n_video, shape.n_audio, shape.seconds_per_grid) == (8640, 1500, 1.0)
     big = tiny_adapter.media_shape(image_size=(6000, 8000))
     assert 15000 < big.n_image <= tiny_adapter.context_length // 2
+
+
+def test_a_tail_without_tokens_has_saliency_only_where_asked(tiny_adapter: Adapter) -> None:
+    """A batch that ends one or two mel frames after a chunk yields no token for them."""
+    mel = torch.randn(tiny_adapter.mel_spec.bins, 32 * tiny_adapter.audio_block_frames + 2)
+    with_saliency = tiny_adapter.encode_audio(mel)
+    assert with_saliency.saliency is not None
+    assert len(with_saliency.saliency) == len(with_saliency) == 1600
+    without = tiny_adapter.encode_audio(mel, saliency=False)
+    assert without.saliency is None
+    assert torch.equal(without.embeddings, with_saliency.embeddings)
+    with pytest.raises(ValueError, match="some parts"):
+        Encoded.join([with_saliency, without])

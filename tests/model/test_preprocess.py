@@ -25,6 +25,7 @@ from seats_cli.model.preprocess import (
     mel_peak,
     mel_spectrogram,
     patchify,
+    qwen3_audio_token_count,
     resize_frames,
     smart_resize,
 )
@@ -65,6 +66,7 @@ def test_audio_token_counts_are_golden(golden_folder: Path) -> None:
     assert cases
     for case in cases:
         assert audio_token_count(case["mel_frames"]) == case["qwen2_5"], case
+        assert qwen3_audio_token_count(case["mel_frames"]) == case["qwen3"], case
     assert audio_token_count(0) == 0
 
 
