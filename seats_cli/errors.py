@@ -4,6 +4,8 @@ Each kind knows its exit code (0 all right, 1 some item failed, 2 usage, 130 int
 `kind` string, which records in JSON output carry.
 """
 
+import errno
+
 
 class SeatsError(Exception):
     """Base of all errors shown without a traceback. `hint` is the next step, on a line of its own."""
@@ -82,6 +84,10 @@ class PlanError(SeatsError):
 
 def unexpected(error: BaseException) -> SeatsError:
     """An error that nobody foresaw, in the form of those that are shown; the traceback stays reachable."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = SeatsError(f"cannot write: {error.strerror}", hint="free some space, or write elsewhere")
+        full.__cause__ = error
+        return full
     words = f"{type(error).__name__}: {error}".rstrip(": ")
     wrapped = SeatsError(f"unexpected {words}", hint="this is a bug in seats; --debug shows where")
     wrapped.__cause__ = error

@@ -17,7 +17,7 @@ from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.decode import DecodeOptions, Generation
 from seats_cli.engine.encode import OnStage, encode
 from seats_cli.engine.prefill import Prefilled, prefill
-from seats_cli.errors import DeviceError, UsageError
+from seats_cli.errors import DeviceError, MediaRange, UsageError
 from seats_cli.measure import report as reporting
 from seats_cli.measure.clock import Stopwatch, peak_memory, reset_peak_memory
 from seats_cli.measure.compute import kv_bytes, prefill_flops
@@ -175,10 +175,15 @@ class Session:
             mtime = Path(media).stat().st_mtime
         with clip:
             shape = media_shape(adapter, clip, setup.preset)
+            if not (shape.n_video or shape.n_audio or shape.n_image):
+                raise MediaRange(
+                    f"{media}: nothing to see or hear: no picture, and less than 0.03 s of sound",
+                    hint="ask about a longer range, or check the file with a player",
+                )
             prompt = adapter.prompt(question, shape, system=options.system)
             plan = method.plan(setup.preset, options.ratio, clip_counts(prompt, shape), setup.options)
             self._check_context(prompt, plan, options.max_new_tokens)
-            self._say_plan(clip, prompt, plan, setup)
+            self._say_plan(clip, prompt, plan, setup, options.settings)
             positions = setup.preset.windows.audio_saliency_positions
             given = encode(
                 adapter, method, plan, clip, prompt, shape,
@@ -224,16 +229,21 @@ class Session:
                 "expect worse answers about its end; --start/--end choose a part"
             )
 
-    def _say_plan(self, clip: Clip, prompt: Prompt, plan: Plan, setup: Setup) -> None:
+    def _say_plan(
+        self, clip: Clip, prompt: Prompt, plan: Plan, setup: Setup, settings: Mapping[str, str]
+    ) -> None:
         """What will be read and kept, before anything expensive runs."""
         for line in (clip.video_used, clip.audio_used, *setup.notes, *plan.notes):
             self._log(line)
-        layout = prompt.layout
+        if plan.keeps_all and settings:
+            self._warn(f"everything is kept, so --set {', '.join(settings)} has no effect")
+        layout, n_image = prompt.layout, prompt.image_slots.numel()
         stage_1 = plan.stages[0] if plan.stages else None
         entering = f", of which {stage_1.n_video} and {stage_1.n_audio} enter the model" if stage_1 else ""
+        image = f"{n_image} of an image, never pruned; " if n_image else ""
         self._note(
-            f"{layout.n_video} video and {layout.n_audio} audio tokens{entering}; {layout.n_text} of text; "
-            f"expected retention {plan.expected_retention:.3f}"
+            f"{layout.n_video} video and {layout.n_audio} audio tokens{entering}; {image}"
+            f"{layout.n_text - n_image} of text; expected retention {plan.expected_retention:.3f}"
         )
 
     def _report(self, media: str | Path, question: str, options: AskOptions, run: "Measured") -> Report:

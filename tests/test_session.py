@@ -301,6 +301,27 @@ def test_a_prompt_beyond_the_context_names_the_options(
     assert session.ask(files["video with audio"], QUESTION, replace(SHORT, ratio=0.1)).report.tokens.generated
 
 
+def test_a_range_with_nothing_in_it_is_an_error(session: Session, files: dict[str, Path]) -> None:
+    with pytest.raises(MediaError, match="nothing to see or hear"):
+        session.ask(files["audio"], QUESTION, replace(SHORT, start_s=1.0, end_s=1.01))
+
+
+def test_settings_that_change_nothing_are_told(tiny_checkpoint_path: Path, files: dict[str, Path]) -> None:
+    warnings: list[str] = []
+    options = ModelOptions(model=str(tiny_checkpoint_path), device="cpu", dtype="float32")
+    session = Session(options, warn=warnings.append)
+    session.ask(files["audio"], QUESTION, replace(SHORT, method="full", settings={"merge": "on"}))
+    assert warnings == ["everything is kept, so --set merge has no effect"]
+    session.ask(files["audio"], QUESTION, replace(SHORT, settings={"merge": "on"}))
+    assert len(warnings) == 1
+
+
+def test_the_embedded_model_has_random_weights_on_request(files: dict[str, Path]) -> None:
+    session = Session(ModelOptions(load_format="dummy", device="cpu"))
+    assert session.random_weights
+    assert session.ask(files["audio"], QUESTION, SHORT).report.environment.random_weights
+
+
 def test_a_clip_longer_than_the_positions_known_is_answered_with_a_warning(
     make_checkpoint: Callable[[TinySpec], Path], files: dict[str, Path]
 ) -> None:

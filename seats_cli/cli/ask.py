@@ -277,11 +277,9 @@ def answer_one(
         show("" if streamed else f"{answer.text}\n")
         terminal.end_answer()
     if answer.report.tokens.finish_reason == "length":
-        terminal.note(
-            f"the answer was cut off after {request.asked['max_new_tokens']} tokens: --max-new-tokens"
-        )
+        terminal.warn(f"the answer was cut off at --max-new-tokens {request.asked['max_new_tokens']}")
     elif not answer.text.strip():
-        terminal.note("the model ended its answer without a word")
+        terminal.warn("the model ended its answer without a word")
     record = answer.report.to_json()
     full = None
     if request.compare:
@@ -291,6 +289,8 @@ def answer_one(
     if request.stats or (request.compare and not (request.as_json or terminal.quiet)):
         for table in report_tables(answer.report, full.report if full is not None else None):
             terminal.table(table)
+        if full is not None and full.text != answer.text:
+            terminal.note(f"with all tokens: {full.text}")
     return record
 
 

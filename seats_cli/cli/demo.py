@@ -26,8 +26,8 @@ def demo(
         float,
         typer.Option(
             metavar="S",
-            parser=number(least=8, most=120),
-            help="Length of the clip: 8 to 120, in steps of 0.5.",
+            parser=number(least=8, most=64),
+            help="Length of the clip: 8 to 64, in steps of 0.5.",
         ),
     ] = 16.0,
     size: Annotated[

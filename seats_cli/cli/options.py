@@ -5,13 +5,12 @@ order: the command line, SEATS_* variables, the config file, the defaults below.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import typer
 
 # The names of seats_cli.selection.methods.METHODS, which imports torch; a test keeps the two equal.
-MethodName = Literal["seats", "full", "random", "fixed"]
-METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
+METHOD_NAMES = ("seats", "full", "random", "fixed")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 EMBEDDED_MODEL = "tiny"
@@ -178,9 +177,10 @@ RatioOption = Annotated[
     ),
 ]
 MethodOption = Annotated[
-    MethodName,
+    str,
     typer.Option(
         metavar="METHOD",
+        parser=one_of(METHOD_NAMES),
         envvar="SEATS_METHOD",
         rich_help_panel=TOKENS_PANEL,
         help=f"How tokens are chosen: {', '.join(METHOD_NAMES)}.",

@@ -23,6 +23,9 @@ SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 SUPPORTED = ("Qwen2.5-Omni (model_type qwen2_5_omni or qwen2_5_omni_thinker)",)
 
 
+EMBEDDED = "tiny"  # the name of the model that ships with the package
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where a checkpoint's files are. `repo` is set for one from the hub; weights may come later."""
@@ -55,7 +58,7 @@ def is_offline(offline: bool) -> bool:
 
 def locate(model: str, *, revision: str | None, offline: bool, log: Log) -> Checkpoint:
     """Find a checkpoint: "tiny" (the embedded one), a folder, or a hub id (small files are fetched)."""
-    if model == "tiny":
+    if model == EMBEDDED:
         folder = Path(str(resources.files("seats_cli") / "demo" / "weights"))
         if not (folder / "config.json").is_file():
             raise ModelError(

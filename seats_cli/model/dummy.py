@@ -12,7 +12,7 @@ import torch
 
 from seats_cli.errors import DeviceError, ModelError, UsageError
 from seats_cli.model.adapter import Adapter
-from seats_cli.model.checkpoint import Checkpoint, Log, eos_ids, read_preprocessor
+from seats_cli.model.checkpoint import EMBEDDED, Checkpoint, Log, eos_ids, locate, read_preprocessor
 from seats_cli.model.load import (
     assemble,
     choose_device,
@@ -42,6 +42,8 @@ SEED = 0
 def load_dummy(model: str, *, device: str, dtype: str, log: Log, notes: list[str]) -> Adapter:
     """`load_model(..., load_format="dummy")`: `model` is a folder with a config.json, or names a preset."""
     folder = Path(model).expanduser()
+    if model == EMBEDDED:
+        folder = locate(model, revision=None, offline=True, log=log).folder
     source = Checkpoint(model, folder) if (folder / "config.json").is_file() else None
     config = read_thinker_config(source) if source else _preset_config(model)
     if source and has_tokenizer(source):

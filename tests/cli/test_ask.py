@@ -1,5 +1,6 @@
 """`seats ask`: streams, exit codes, JSON, several files, errors."""
 
+import errno
 import io
 import json
 import sys
@@ -95,7 +96,7 @@ def test_every_option_reaches_the_session(run: Run, script: Script, clip: Path) 
         (["--temperature", "inf"], "inf is out of range"),
         (["--max-new-tokens", "0"], "a whole number at least 1"),
         (["--max-new-tokens", "2.5"], "'2.5' is not a number; accepted: a whole number"),
-        (["--method", "best"], "'seats', 'full', 'random', 'fixed'"),
+        (["--method", "best"], "seats, full, random, fixed"),
         (["--device", "gpu"], "'gpu' is not one of auto, cpu"),
         (["--dtype", "int8"], "'int8' is not one of auto, float32, bfloat16, float16"),
         (["--load-format", "gguf"], "'gguf' is not one of auto, dummy"),
@@ -263,11 +264,19 @@ def test_token_counts_are_told_once_before_the_answer(run: Run, script: Script, 
 
 def test_an_answer_that_is_cut_off_or_empty_is_told(run: Run, script: Script, clip: Path) -> None:
     script.replies = {clip.name: "and then..."}
-    assert "--max-new-tokens" in run("ask", clip, "why?", "--max-new-tokens", "5").stderr
+    told = run("ask", clip, "why?", "--max-new-tokens", "5", "-q").stderr
+    assert told == "warning: the answer was cut off at --max-new-tokens 5\n"
     script.replies = {clip.name: ""}
     assert "without a word" in run("ask", clip, "why?").stderr
     script.replies = {clip.name: "done"}
     assert "--max-new-tokens" not in run("ask", clip, "why?").stderr
+
+
+def test_a_full_disk_is_no_bug(run: Run, script: Script, clip: Path) -> None:
+    script.replies = {clip.name: OSError(errno.ENOSPC, "No space left on device")}
+    told = run("ask", clip, "why?").stderr
+    assert "cannot write: No space left on device" in told
+    assert "this is a bug" not in told
 
 
 def test_warnings_name_the_file_where_there_are_several(run: Run, script: Script, clip: Path) -> None:
