@@ -39,9 +39,11 @@ def choose_in_layer(
     """
     total_video = keep_total(keep_video, layout.n_video)
     total_audio = keep_total(keep_audio, layout.n_audio)
-    if not layout.n_video or not layout.n_audio or n_windows == 1:
-        quota = scores.new_tensor([len(layout), total_video, total_audio], dtype=torch.int64)
-        return keep_best(scores, layout.kind.to(torch.int64), quota)
+    if not divides_by_window(layout, n_windows):
+        group = layout.kind.to(torch.int64)
+        # filled on the device: a list would be copied from the host, and waited for
+        quota = torch.cat([group.new_full((1,), n) for n in (len(layout), total_video, total_audio)])
+        return keep_best(scores, group, quota)
     tokens = sort_into_windows(layout, n_windows)
     shares = window_shares(scores, tokens, options)
     budget = published_budgets if options.budgets == "published" else exact_budgets
@@ -49,6 +51,11 @@ def choose_in_layer(
     quota = torch.stack((budgets.video, budgets.audio), dim=1).view(-1)
     everything = torch.full_like(quota[:1], len(layout))
     return keep_best(scores, tokens.group, torch.cat((quota, everything)))
+
+
+def divides_by_window(layout: TokenLayout, n_windows: int) -> bool:
+    """Whether windows get budgets; else the choice is the top `keep_total` of each kind, no more, no less."""
+    return bool(layout.n_video and layout.n_audio) and n_windows > 1
 
 
 def keep_best(scores: torch.Tensor, group: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
@@ -71,7 +78,8 @@ def published_budgets(
     wanted = ((shares.video + shares.audio) / 2 * total).round().to(torch.int64)
     budget = torch.minimum(wanted.clamp(min=1), size)
     budget = meet_total(budget, torch.ones_like(size), size, total)
-    part = _video_part(shares, total_video, total_audio)
+    wish_video, wish_audio = shares.video * total_video, shares.audio * total_audio
+    part = wish_video / (wish_video + wish_audio + 1e-12)  # f_t, the part that is video's
     video = torch.minimum((budget * part).round().to(torch.int64), tokens.n_video)
     audio = torch.minimum(budget - video, tokens.n_audio)
     video = video + torch.minimum(budget - video - audio, tokens.n_video - video)
@@ -82,29 +90,37 @@ def published_budgets(
 
 
 def exact_budgets(shares: WindowShares, tokens: WindowTokens, total_video: int, total_audio: int) -> Budgets:
-    """Budgets that sum to exactly total_video + total_audio and never exceed a window's tokens of a kind.
+    """Budgets in which each kind meets its own total and never exceeds a window's tokens of that kind.
 
-    A window's wish is p_t K_v + q_t K_a, scaled until the wishes, kept within bounds, meet the total. Each
-    kind present in a window keeps a token there while the total allows; else the least relevant windows lose
-    theirs.
+    A kind present in a window keeps a token there while its total allows, else its least relevant windows
+    lose theirs. Only where one kind cannot pay for these floors, the other lends it what it has above its
+    own; the sum is total_video + total_audio all the same.
     """
-    size = tokens.size
-    total = total_video + total_audio
-    has_video, has_audio = (tokens.n_video > 0).long(), (tokens.n_audio > 0).long()
-    wish = shares.video * total_video + shares.audio * total_audio
-    least = _affordable(wish, has_video + has_audio, total)
-    scaled = scale_to_total(wish, least, size, total)
-    budget = torch.minimum(torch.maximum(scaled.round().to(torch.int64), least), size)
-    budget = meet_total(budget, least, size, total)
-    part = _video_part(shares, total_video, total_audio)
-    floors_hold = (budget >= has_video + has_audio).long()
-    video = (budget * part).round().to(torch.int64)
-    video = torch.maximum(video, torch.maximum(budget - tokens.n_audio, has_video * floors_hold))
-    video = torch.minimum(video, torch.minimum(tokens.n_video, budget - has_audio * floors_hold))
-    return Budgets(video, budget - video)
+    short_video = (tokens.n_video > 0).sum() - total_video  # () int64 each: tokens missing for the floors
+    short_audio = (tokens.n_audio > 0).sum() - total_audio
+    lent_to_video = torch.minimum(short_video, -short_audio).clamp(min=0)
+    lent_to_audio = torch.minimum(short_audio, -short_video).clamp(min=0)
+    lent = lent_to_video - lent_to_audio
+    return Budgets(
+        divide_exactly(shares.video, tokens.n_video, total_video + lent),
+        divide_exactly(shares.audio, tokens.n_audio, total_audio - lent),
+    )
 
 
-def meet_total(values: torch.Tensor, least: torch.Tensor, most: torch.Tensor, total: int) -> torch.Tensor:
+def divide_exactly(share: torch.Tensor, size: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """One kind's `total` tokens divided between windows by their shares: (T,) int64 that sum to it.
+
+    share: (T,) float >= 0; size: (T,) int64, its tokens in each window; total: () int64 of 0 to sum(size).
+    Windows that have tokens get one at least, the largest shares first where `total` is too small for that.
+    """
+    least = _affordable(share, (size > 0).long(), total)
+    scaled = scale_to_total(share, least, size, total)
+    return meet_total(scaled.round().to(torch.int64), least, size, total)
+
+
+def meet_total(
+    values: torch.Tensor, least: torch.Tensor, most: torch.Tensor, total: int | torch.Tensor
+) -> torch.Tensor:
     """Take 1 from the largest while the sum is above `total`, give 1 to the smallest while it is below.
 
     values, least, most: (T,) int64, least <= most where a value may change; a value at its bound is left
@@ -137,14 +153,17 @@ def raise_smallest(values: torch.Tensor, most: torch.Tensor, amount: torch.Tenso
     return raised + (can_rise & (can_rise.cumsum(0) <= left)).long()
 
 
-def scale_to_total(wish: torch.Tensor, least: torch.Tensor, most: torch.Tensor, total: int) -> torch.Tensor:
-    """clamp(c wish, least, most) with the one c for which it sums to `total`, as nearly as floats go.
+def scale_to_total(
+    share: torch.Tensor, least: torch.Tensor, most: torch.Tensor, total: int | torch.Tensor
+) -> torch.Tensor:
+    """clamp(c share, least, most) with the one c for which it sums to `total`, as nearly as floats go.
 
-    wish: (T,) float >= 0; least, most: (T,) int64 with sum(least) <= total <= sum(most). Returns (T,) float.
+    share: (T,) float, 0 to 1; least, most: (T,) int64 with sum(least) <= total <= sum(most). Returns (T,)
+    float.
     """
-    wide = torch.float32 if wish.device.type == "mps" else torch.float64
+    wide = torch.float32 if share.device.type == "mps" else torch.float64
     # a window of no relevance is filled last, but is filled
-    weight = wish.to(wide).clamp(min=1e-9 * max(total, 1))
+    weight = share.to(wide).clamp(min=1e-9)
     low, high = least / weight, most.to(wide) / weight
     corners, order = torch.cat((low, high)).sort()
     slope = torch.cat((weight, -weight))[order].cumsum(0)
@@ -152,12 +171,6 @@ def scale_to_total(wish: torch.Tensor, least: torch.Tensor, most: torch.Tensor, 
     at = (sums <= total).sum(dim=0, keepdim=True).clamp(min=1) - 1
     scale = corners[at] + ((total - sums[at]) / slope[at].clamp(min=weight.min())).clamp(min=0)
     return torch.minimum(torch.maximum(scale * weight, least.to(wide)), most.to(wide))
-
-
-def _video_part(shares: WindowShares, total_video: int, total_audio: int) -> torch.Tensor:
-    """f_t, the part of a window's budget that is video's, (T,) float32."""
-    video, audio = shares.video * total_video, shares.audio * total_audio
-    return video / (video + audio + 1e-12)
 
 
 def _floor_published(
@@ -174,9 +187,9 @@ def _floor_published(
     return kept, torch.where(starved & (other > 1), room, other)
 
 
-def _affordable(wish: torch.Tensor, floors: torch.Tensor, total: int) -> torch.Tensor:
-    """The floors that `total` can pay for, the windows of the largest wish first."""
-    order = wish.argsort(descending=True, stable=True)
+def _affordable(share: torch.Tensor, floors: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """The floors that `total` can pay for, the windows of the largest share first."""
+    order = share.argsort(descending=True, stable=True)
     paid_before = floors[order].cumsum(0) - floors[order]
     granted = torch.minimum((total - paid_before).clamp(min=0), floors[order])
     return torch.zeros_like(floors).scatter_(0, order, granted)

@@ -155,8 +155,9 @@ def by_windows(
 
 
 def _starts(starts: list[int], device: torch.device) -> torch.Tensor:
-    """The numbers as a tensor, without a copy from the host where they are evenly spaced (nearly always)."""
+    """The numbers as a tensor on `device`, which the host does not wait for."""
     step = starts[1] - starts[0] if len(starts) > 1 else 1
     if starts == list(range(starts[0], starts[-1] + 1, step)):
         return torch.arange(starts[0], starts[-1] + 1, step, device=device)
-    return torch.tensor(starts, device=device)
+    pinned = device.type == "cuda"  # a copy from pageable memory would block
+    return torch.tensor(starts, pin_memory=pinned).to(device, non_blocking=pinned)

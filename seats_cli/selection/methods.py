@@ -22,7 +22,7 @@ import torch
 from seats_cli.errors import UsageError
 from seats_cli.presets import Preset
 from seats_cli.selection.baselines import Fixed, Full, Random
-from seats_cli.selection.budget import choose_in_layer
+from seats_cli.selection.budget import choose_in_layer, divides_by_window
 from seats_cli.selection.contract import (
     Drop,
     Kept,
@@ -30,12 +30,13 @@ from seats_cli.selection.contract import (
     Method,
     by_windows,
     counted_drop,
+    drop_to,
     keep_everything,
 )
 from seats_cli.selection.diversity import choose_diverse
 from seats_cli.selection.layout import TokenLayout
 from seats_cli.selection.options import SelectionOptions
-from seats_cli.selection.plan import ClipCounts, Plan
+from seats_cli.selection.plan import ClipCounts, Plan, keep_total
 from seats_cli.selection.planning import staged_plan
 
 __all__ = ["METHODS", "Drop", "Kept", "MediaTokens", "Method", "Seats", "find_method"]
@@ -72,7 +73,11 @@ class Seats(Method):
         if scores is None:
             raise ValueError(f"the drop after layer {layer} needs attention scores")
         mask = choose_in_layer(scores, layout, step.keep_video, step.keep_audio, plan.n_windows, plan.options)
-        return counted_drop(mask, layout)
+        if divides_by_window(layout, plan.n_windows):
+            return counted_drop(mask, layout)
+        video = keep_total(step.keep_video, layout.n_video)
+        audio = keep_total(step.keep_audio, layout.n_audio)
+        return drop_to(mask, (layout.n_text, video, audio))
 
 
 METHODS: Mapping[str, Method] = {method.name: method for method in (Seats(), Full(), Random(), Fixed())}

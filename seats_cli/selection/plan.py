@@ -22,6 +22,11 @@ def keep_total(ratio: float, n: int) -> int:
     return max(1, round(ratio * n)) if n else 0
 
 
+def spread_total(ratio: float, n: int, window: int) -> int:
+    """How many of n tokens stage I keeps when windows share their rounding: one a window at least."""
+    return min(max(round(ratio * n), -(-n // window)), n)
+
+
 @dataclass(frozen=True)
 class ClipCounts:
     """What planning must know of a laid-out prompt, all of it known before a pixel is decoded.
@@ -73,8 +78,8 @@ class Plan:
     retention_video, retention_audio: the same per kind, chosen so that this clip's total meets `ratio`
     entry_video, entry_audio: the fraction of each window that stage I keeps; 1.0 keeps all
     video_window, audio_window: tokens in a whole stage-I window of that kind; the last may be shorter
-    spread_entry:      False: each window rounds its own keep (the paper's stage I); True: the rounding
-                       errors are passed on from window to window, so that a kind's total is exact
+    spread_entry:      False: each window rounds its own keep (the paper's stage I); True: windows
+                       share their rounding, one token each at least, so that a kind's total is exact
     stages:            where tokens leave and how many are expected to be left, in order, stage I first;
                        empty if nothing is ever dropped
     expected_retention: `ratio` as it comes out in whole tokens on this clip
@@ -148,8 +153,10 @@ class Plan:
         sizes = [min(window, end - start) for start in range(first_token, end, window)]
         if not self.spread_entry:
             return [(size, keep_count(ratio, size)) for size in sizes]
-        ends = [first_token + sum(sizes[: index + 1]) for index in range(len(sizes))]
-        spread = (
-            round(ratio * stop) - round(ratio * (stop - size)) for stop, size in zip(ends, sizes, strict=True)
-        )
-        return [(size, min(max(keep, 1), size)) for size, keep in zip(sizes, spread, strict=True)]
+        total, n_windows = spread_total(ratio, n, window), -(-n // window)
+        # one token for every window, and of the rest by whole numbers what is due up to each window's end
+        spare, room = total - n_windows, max(n - n_windows, 1)
+        first = first_token // window
+        indices = range(first, first + len(sizes) + 1)
+        due = [spare * (min(index * window, n) - index) // room for index in indices]
+        return [(size, 1 + due[index + 1] - due[index]) for index, size in enumerate(sizes)]

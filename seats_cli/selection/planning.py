@@ -10,7 +10,7 @@ from math import ceil, floor, isfinite, log10
 from seats_cli.errors import PlanError
 from seats_cli.presets import Preset, Schedule
 from seats_cli.selection.options import SelectionOptions
-from seats_cli.selection.plan import ClipCounts, DropStep, Plan, Stage, keep_count, keep_total
+from seats_cli.selection.plan import ClipCounts, DropStep, Plan, Stage, keep_count, keep_total, spread_total
 from seats_cli.selection.schedule import effective_drops, keep_ratios, mean_level, segment_lengths
 from seats_cli.selection.split import Bounds, split_ratio
 
@@ -38,8 +38,8 @@ class KindTokens:
         return whole * keep_count(entry, self.window) + (keep_count(entry, rest) if rest else 0)
 
     def entering_spread(self, entry: float) -> int:
-        """Tokens that stage I keeps when rounding errors are passed on; one a window at least."""
-        return min(max(round(entry * self.n), self.n_windows), self.n)
+        """Tokens that stage I keeps when windows share their rounding; one a window at least."""
+        return spread_total(entry, self.n, self.window)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def flat_plan(
 ) -> Plan:
     """All selection before the LLM: the same tokens in every layer, kinds split as the preset's table says.
 
-    Whole-clip totals are exact (rounding errors pass from window to window), with one token a window at
+    Whole-clip totals are exact (windows share their rounding), with one token a window at
     least.
     """
     check_ratio(ratio)

@@ -70,6 +70,15 @@ def some_shares(
     return WindowShares(shares[0], shares[1]), tokens
 
 
+def lent_to_video(sizes: list[tuple[int, int]], k_video: int, k_audio: int) -> int:
+    """Tokens that audio gives so that every window with video has one; negative: that video gives."""
+    spare_video = k_video - sum(v > 0 for v, _ in sizes)
+    spare_audio = k_audio - sum(a > 0 for _, a in sizes)
+    if spare_video < 0 < spare_audio:
+        return min(-spare_video, spare_audio)
+    return -min(-spare_audio, spare_video) if spare_audio < 0 < spare_video else 0
+
+
 @settings(max_examples=150)
 @given(window_counts, st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 30.0, 500.0]), st.data())
 def test_exact_budgets_are_exact(
@@ -82,7 +91,8 @@ def test_exact_budgets_are_exact(
     budgets = exact_budgets(shares, tokens, k_video, k_audio)
     video, audio = budgets.video.tolist(), budgets.audio.tolist()
 
-    assert sum(video) + sum(audio) == k_video + k_audio
+    lent = lent_to_video(sizes, k_video, k_audio)
+    assert (sum(video), sum(audio)) == (k_video + lent, k_audio - lent)
     assert all(0 <= v <= size for v, (size, _) in zip(video, sizes, strict=True))
     assert all(0 <= a <= size for a, (_, size) in zip(audio, sizes, strict=True))
     floors = sum((v > 0) + (a > 0) for v, a in sizes)
@@ -97,6 +107,44 @@ def test_without_room_for_floors_the_least_relevant_windows_lose_theirs() -> Non
     budgets = exact_budgets(WindowShares(video, video), tokens, 3, 2)
     # five tokens: both kinds of the two most relevant windows, then one of the third
     assert (budgets.video + budgets.audio).tolist() == [0, 2, 0, 2, 1]
+
+
+def test_a_kind_that_cannot_pay_its_floors_borrows_no_more_than_these() -> None:
+    tokens = WindowTokens(torch.zeros(0), ints([4] * 5), ints([8] * 5))
+    even = torch.full((5,), 0.2)
+    budgets = exact_budgets(WindowShares(even, even), tokens, 2, 30)
+    assert budgets.video.tolist() == [1] * 5
+    assert int(budgets.audio.sum()) == 27
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=2, max_size=14),
+    st.sampled_from([1.0, 5.0, 50.0, 5000.0]),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.data(),
+)
+def test_peaked_scores_leave_the_split_between_kinds_alone(
+    sizes: list[tuple[int, int]], peak: float, part_video: float, part_audio: float, data: st.DataObject
+) -> None:
+    layout = make_layout([v for v, _ in sizes], [a for _, a in sizes])
+    n_windows = len(sizes)
+    video_at, audio_at = (data.draw(st.integers(0, n_windows - 1)) for _ in range(2))
+    scores = torch.rand(len(layout), generator=torch.Generator().manual_seed(n_windows)) * 1e-4
+    scores[(layout.window == video_at) & (layout.kind == VIDEO)] *= peak
+    scores[(layout.window == audio_at) & (layout.kind == AUDIO)] *= peak
+    # from a token a window up to all
+    k_video = round(n_windows + part_video * (layout.n_video - n_windows))
+    k_audio = round(n_windows + part_audio * (layout.n_audio - n_windows))
+    kept = choose_in_layer(
+        scores, layout, k_video / layout.n_video, k_audio / layout.n_audio, n_windows, SelectionOptions()
+    )
+    assert int((kept & (layout.kind == VIDEO)).sum()) == k_video
+    assert int((kept & (layout.kind == AUDIO)).sum()) == k_audio
+    for window in range(n_windows):
+        for kind in (VIDEO, AUDIO):
+            assert (kept & (layout.window == window) & (layout.kind == kind)).any()
 
 
 def test_exact_budgets_follow_relevance() -> None:

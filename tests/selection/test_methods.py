@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from clips import DEFAULT, OMNI_7B, clip
 from layouts import make_layout
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seats_cli.errors import UsageError
+from seats_cli.selection import contract
 from seats_cli.selection.layout import TEXT, TokenLayout
 from seats_cli.selection.methods import METHODS, Kept, MediaTokens, Method, find_method
 from seats_cli.selection.plan import ClipCounts, Kind, Plan
@@ -137,6 +141,52 @@ def test_a_layer_that_is_not_in_the_plan_is_refused(method: Method) -> None:
 def test_a_drop_needs_scores() -> None:
     with pytest.raises(ValueError, match="needs attention scores"):
         METHODS["seats"].after_layer(16, None, make_layout([30], [30]), plan_for(METHODS["seats"]))
+
+
+class NoHostValues(TorchDispatchMode):
+    """Fails where a tensor is made from host values or its values are asked for: both wait on a device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        assert func not in (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sizes", [([70, 50, 90], [0, 0, 0]), ([0, 0], [80, 30]), ([90], [60])])
+def test_one_kind_or_one_window_needs_nothing_from_the_host(sizes: tuple[list[int], list[int]]) -> None:
+    layout = make_layout(*sizes)
+    counts = ClipCounts(sum(sizes[0]), sum(sizes[1]), 10 if sum(sizes[0]) else 0, len(sizes[0]))
+    method = METHODS["seats"]
+    plan = method.plan(OMNI_7B, 0.3, counts, DEFAULT)
+    scores = torch.rand(len(layout), generator=torch.Generator().manual_seed(3))
+    with NoHostValues():
+        drop = method.after_layer(plan.score_layers[0], scores, layout, plan)
+    assert drop.counts == layout.subset(drop.keep).counts
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # here tolist raises
+        fake = replace(layout, kind=mode.from_tensor(layout.kind))
+        found = method.after_layer(plan.score_layers[0], mode.from_tensor(scores), fake, plan)
+    assert found.counts == drop.counts
+
+
+@pytest.mark.parametrize("starts", [[4], [0, 3, 6], [0, 3, 9, 12]])
+def test_starts_of_windows(starts: list[int]) -> None:
+    assert contract._starts(starts, torch.device("cpu")).tolist() == starts
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_no_wait_on_cuda() -> None:
+    device = torch.device("cuda")
+    method, layout = METHODS["seats"], make_layout([70, 50, 90], [0, 0, 0]).to(device)
+    plan = method.plan(OMNI_7B, 0.3, ClipCounts(210, 0, 10, 3), DEFAULT)
+    scores = torch.rand(len(layout), device=device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        method.after_layer(plan.score_layers[0], scores, layout, plan)
+        starts = contract._starts([0, 3, 9, 12], device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert starts.tolist() == [0, 3, 9, 12]
 
 
 def test_random_follows_its_seed() -> None:

@@ -123,9 +123,12 @@ def test_an_entry_scale_that_cannot_work_names_one_that_does(entry_scale: float,
     with pytest.raises(PlanError, match=word) as caught:
         plan_of(0.3, entry_scale=entry_scale)
     plan_of(0.3, entry_scale=float(re.findall(r"entry_scale=([\d.]+)", caught.value.hint or "")[0]))
+    published = plan_of(0.3, entry_scale=entry_scale, budgets="published")  # as published: no error
+    assert published.entry_video == pytest.approx(entry_scale * published.retention_video)
+    # it drops nothing, or all that it may, and misses the ratio
     assert (
-        plan_of(0.3, entry_scale=entry_scale, budgets="published").drops is not None
-    )  # as published: no error
+        (published.expected_retention < 0.27) if word == "too few" else (published.expected_retention > 0.33)
+    )
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.5, float("nan")])
@@ -190,7 +193,26 @@ def test_spread_keeps_do_not_depend_on_the_stream(ratio: float, n_grids: int, cu
     at = cut % -(-n_video // window) * window
     whole = plan.keeps_in("video", 0, n_video)
     assert plan.keeps_in("video", 0, at) + plan.keeps_in("video", at, n_video - at) == whole
+    assert all(1 <= keep <= size for size, keep in whole)
     if not plan.keeps_all:
-        assert abs(sum(keep for _, keep in whole) - plan.stages[0].n_video) <= len(whole) * (
-            ratio * window < 2
-        )
+        assert sum(keep for _, keep in whole) == plan.stages[0].n_video
+
+
+@given(st.floats(0.001, 1), st.integers(0, 120), st.integers(0, 900), st.sampled_from([1, 4, 16, 144]))
+def test_spread_keeps_sum_to_the_plan(ratio: float, n_grids: int, n_audio: int, tokens_per_grid: int) -> None:
+    try:
+        plan = METHODS["fixed"].plan(OMNI_7B, ratio, clip(n_grids, n_audio, tokens_per_grid), DEFAULT)
+    except PlanError:  # below one token a window
+        return
+    for kind in ("video", "audio"):
+        keeps = plan.keeps_in(kind, 0, plan.count(kind))
+        assert all(1 <= keep <= size for size, keep in keeps)
+        if not plan.keeps_all:
+            planned = plan.stages[0].n_video if kind == "video" else plan.stages[0].n_audio
+            assert sum(keep for _, keep in keeps) == planned
+
+
+def test_a_short_last_window_costs_no_token_more() -> None:
+    plan = METHODS["fixed"].plan(OMNI_7B, 0.05, clip(n_grids=1, n_audio=51, tokens_per_grid=16), DEFAULT)
+    kept = sum(keep for kind in ("video", "audio") for _, keep in plan.keeps_in(kind, 0, plan.count(kind)))
+    assert kept / (16 + 51) == pytest.approx(plan.expected_retention)
