@@ -11,9 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # so that `import tiny_checkpoint` works from any room
 
 if TYPE_CHECKING:
-    from tiny_checkpoint import TinySpec
-
     from seats_cli.model.adapter import Adapter
+    from tiny_checkpoint import TinySpec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

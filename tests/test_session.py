@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_checkpoint import TinySpec
 
 from seats_cli import session as session_module
 from seats_cli.errors import DeviceError, MediaError, PlanError, SeatsError, UsageError
 from seats_cli.measure.report import Report
 from seats_cli.session import Answer, AskOptions, ModelOptions, Session, ask
+from tiny_checkpoint import TinySpec
 
 QUESTION = "what is said?"
 SHORT = AskOptions(max_new_tokens=6, ratio=0.3)

@@ -66,6 +66,16 @@ def summarise(samples: list[dict[str, Any]], ratios: Sequence[float]) -> list[di
     return rows
 
 
+def as_lines(document: dict[str, Any]) -> str:
+    """The document as JSON, a line a row and a line a sample: small, and readable in a diff."""
+    parts = []
+    for name, value in document.items():
+        lists = isinstance(value, list)
+        text = ",\n".join(map(json.dumps, value)) if lists else json.dumps(value)
+        parts.append(f"{json.dumps(name)}: " + (f"[\n{text}\n]" if lists else text))
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def run(
     session: Session, clips: int, seed: int, split: str, seconds: float, ratios: Sequence[float], method: str
 ) -> list[dict[str, Any]]:
@@ -93,8 +103,8 @@ def run(
                             "expected": question["answer"],
                             "answer": answer.text,
                             "right": normalised(answer.text) == normalised(question["answer"]),
-                            "retention": answer.report.retention.reached.overall,
-                            "seconds": time.perf_counter() - begin,
+                            "retention": round(answer.report.retention.reached.overall or 0.0, 5),
+                            "seconds": round(time.perf_counter() - begin, 3),
                         }
                     )
             print(f"{number - seed + 1}/{clips} clips", file=sys.stderr, flush=True)
@@ -125,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
             arguments if arguments is not None else sys.argv[1:]
         )
         document = {"schema_version": 1, "command": command, "environment": asdict(session.environment())}
-        asked.json.write_text(json.dumps(document | {"rows": rows, "samples": samples}, indent=1) + "\n")
+        asked.json.write_text(as_lines(document | {"rows": rows, "samples": samples}))
     return 0
 
 

@@ -5,8 +5,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from cli.conftest import Run
 
+from cli.conftest import Run
 from seats_cli.cli import doctor
 from seats_cli.cli.doctor import Finding
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from seats_cli.demo.questions import FAMILIES
-from seats_cli.demo.suite import interval, main, normalised, one_of_each, summarise
+from seats_cli.demo.suite import as_lines, interval, main, normalised, one_of_each, summarise
 
 
 def test_answers_match_whatever_their_case_spaces_and_full_stop():
@@ -17,6 +17,13 @@ def test_answers_match_whatever_their_case_spaces_and_full_stop():
 def test_one_question_of_each_family_the_first():
     questions = [{"family": f, "question": f"{f} {i}"} for f in reversed(FAMILIES) for i in range(2)]
     assert [q["question"] for q in one_of_each(questions)] == [f"{family} 0" for family in FAMILIES]
+
+
+def test_a_document_has_a_line_a_sample():
+    document = {"rows": [{"a": 1}, {"a": 2}], "samples": [], "command": "x"}
+    text = as_lines(document)
+    assert json.loads(text) == document
+    assert '{"a": 1},\n{"a": 2}' in text
 
 
 def test_interval_is_wilsons():

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from masked_reference import scripted_plan
 
+from masked_reference import scripted_plan
 from seats_cli.engine import encode as encode_module
 from seats_cli.engine.encode import ModelInput, encode
 from seats_cli.engine.prefill import prefill

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from masked_reference import Scripted, masked_forward, random_layout, random_script, scripted_plan
-from tiny_checkpoint import TinySpec
 
+from masked_reference import Scripted, masked_forward, random_layout, random_script, scripted_plan
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.decode import decode_step
 from seats_cli.engine.prefill import Prefilled, prefill
@@ -19,6 +18,7 @@ from seats_cli.selection.layout import TEXT, TokenLayout
 from seats_cli.selection.methods import Drop, Seats, find_method
 from seats_cli.selection.options import SelectionOptions
 from seats_cli.selection.plan import ClipCounts
+from tiny_checkpoint import TinySpec
 
 CUTS, LATE = (2, 3), 4  # of six layers
 SCRIPTS = {

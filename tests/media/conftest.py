@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+
 from make_clips import decode_everything, pictures, tone, write_clip
 
 

@@ -7,8 +7,8 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
-from make_clips import RATE, pictures, tone, write_clip
 
+from make_clips import RATE, pictures, tone, write_clip
 from seats_cli.errors import MediaRange
 from seats_cli.media import Sampling, open_clip
 from seats_cli.media import audio as audio_room

@@ -9,8 +9,8 @@ import sys
 import av
 import numpy as np
 import pytest
-from make_clips import add_exif_orientation, pictures, tone, write_clip, write_picture
 
+from make_clips import add_exif_orientation, pictures, tone, write_clip, write_picture
 from seats_cli.errors import (
     MediaEncrypted,
     MediaError,

@@ -7,9 +7,9 @@ import weakref
 import av
 import numpy as np
 import pytest
+
 from conftest import SPECS
 from make_clips import pictures, tone, write_clip
-
 from seats_cli.errors import MediaFormat, MediaRange
 from seats_cli.media import Sampling, open_clip
 from seats_cli.media.probe import open_container, packets, probe

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import TinySpec
 from transformers.utils import logging as hf_logging
 
 from seats_cli.errors import DeviceError, ModelError, UsageError
 from seats_cli.model import load
 from seats_cli.model.load import choose_device, choose_dtype, load_model
+from tiny_checkpoint import TinySpec
 
 MakeCheckpoint = Callable[..., Path]
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoint import PREPROCESSOR
 from transformers import WhisperFeatureExtractor
 
 from seats_cli.errors import MediaError
@@ -29,6 +28,7 @@ from seats_cli.model.preprocess import (
     resize_frames,
     smart_resize,
 )
+from tiny_checkpoint import PREPROCESSOR
 
 SPEC = MelSpec(bins=128, sampling_rate=16000, n_fft=400, hop_length=160)
 STATS = PixelStats(

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import CHAT_TEMPLATE
 from transformers import Qwen2_5OmniProcessor
 from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import _get_feat_extract_output_lengths
 
@@ -14,6 +13,7 @@ from seats_cli.model.adapter import Adapter, MediaShape
 from seats_cli.model.preprocess import audio_token_count
 from seats_cli.model.prompt import window_index
 from seats_cli.selection.layout import AUDIO, TEXT, VIDEO
+from tiny_checkpoint import CHAT_TEMPLATE
 
 QUESTION = "what is the said?"
 

@@ -1,12 +1,12 @@
 """Stage II's budgets: levels against the step-by-step repair, and what the exact ones promise."""
 
 import pytest
-import slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import make_layout
 
+import slow
+from layouts import make_layout
 from seats_cli.selection.budget import (
     choose_in_layer,
     exact_budgets,

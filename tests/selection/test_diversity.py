@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from slow import greedy_max_min
 from torch.nn import functional
 
 from seats_cli.selection import diversity
 from seats_cli.selection.diversity import choose_diverse, merge_dropped, weighted_distances
+from slow import greedy_max_min
 
 
 def windows(n_windows: int, n_tokens: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import torch
-from test_methods import media, plan_for
 
 from seats_cli.selection import methods
 from seats_cli.selection.contract import Method, by_windows
 from seats_cli.selection.planning import flat_plan
+from test_methods import media, plan_for
 
 PAGE = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
 

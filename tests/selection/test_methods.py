@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from clips import DEFAULT, OMNI_7B, clip
-from layouts import make_layout
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clips import DEFAULT, OMNI_7B, clip
+from layouts import make_layout
 from seats_cli.errors import UsageError
 from seats_cli.selection import contract
 from seats_cli.selection.layout import TEXT, TokenLayout

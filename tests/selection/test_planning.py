@@ -5,10 +5,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from clips import DEFAULT, OMNI_7B, PAPER, clip, scheduled, with_layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clips import DEFAULT, OMNI_7B, PAPER, clip, scheduled, with_layers
 from seats_cli.errors import PlanError
 from seats_cli.measure.compute import layer_counts, mean_retention
 from seats_cli.presets import preset_by_rule

@@ -1,10 +1,10 @@
 """One ratio, two kinds: the table's rows, and a total that is always met."""
 
 import pytest
-from clips import OMNI_7B
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from clips import OMNI_7B
 from seats_cli.selection.split import Bounds, split_ratio, table_pair
 
 TABLE = OMNI_7B.ratio_table
