@@ -280,6 +280,8 @@ class Clip:
         turns, _ = image_file.orientation(file, track)
         if sampling.start_s is not None or sampling.end_s is not None:
             self._warn(f"{file.path.name}: is an image; the range is ignored")
+        if image_file.is_animated(file, track):
+            self._warn(f"{file.path.name}: is an animation; only its first picture is looked at")
         width, height = (track.height, track.width) if turns % 2 else (track.width, track.height)
         return MediaInfo(
             path=str(file.path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import numpy as np
@@ -30,6 +31,13 @@ def orientation(file: Probe, track: Track) -> tuple[int, bool]:
     with file.path.open("rb") as stream:
         exif = _exif(stream.read())
     return _UPRIGHT.get(_orientation_tag(exif), (track.rotation // 90, False))
+
+
+def is_animated(file: Probe, track: Track) -> bool:
+    """Whether the file holds more than one picture; reads two packets at most, decodes none."""
+    with open_container(file.path, only=track.index) as container:
+        filled = (packet for packet in packets(container, stream_of(container, track)) if packet.size)
+        return len(list(itertools.islice(filled, 2))) > 1
 
 
 def read_image(file: Probe, track: Track) -> np.ndarray:

@@ -206,6 +206,20 @@ def test_images(tmp_path, name, codec, pixel_format, tolerance):
     assert np.abs(image[4, 4].astype(int) - PICTURE[4, 4]).max() <= tolerance
 
 
+def test_an_animation_says_that_its_first_picture_is_used(tmp_path):
+    path, warnings = tmp_path / "a.gif", []
+    with av.open(str(path), "w", format="gif") as container:
+        stream = container.add_stream("gif", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 40, 24, "rgb8"
+        for picture in pictures(3, 40, 24):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="rgb8")))
+        container.mux(stream.encode())
+    with open_clip(path, warn=warnings.append) as clip:
+        assert clip.image().shape == (24, 40, 3)
+    assert warnings == ["a.gif: is an animation; only its first picture is looked at"]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path, orientation):
     """Undo what the camera did: the stored picture is made from the upright one by the tag's inverse."""
