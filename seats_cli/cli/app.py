@@ -10,9 +10,8 @@ from typer.core import TyperGroup
 from seats_cli import __version__
 from seats_cli.cli import ask, demo, doctor
 from seats_cli.cli.console import Terminal
+from seats_cli.cli.options import INTERRUPTED
 from seats_cli.errors import SeatsError, unexpected
-
-INTERRUPTED = 130
 
 
 class SeatsGroup(TyperGroup):

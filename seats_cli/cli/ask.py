@@ -1,7 +1,10 @@
 """`seats ask MEDIA... QUESTION`: check what was typed, answer file by file, show what it cost."""
 
 import os
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -236,9 +239,32 @@ def open_session(terminal: Terminal, model: Mapping[str, Any]) -> "Session":
         if on_stage is not None:
             on_stage("load", 0, 0)
         quieten_libraries(terminal)
-        from seats_cli.session import ModelOptions, Session
+        with leaving_at_once(terminal):
+            from seats_cli.session import ModelOptions, Session
 
         return Session(ModelOptions(**model), log=terminal.detail, note=terminal.note, warn=terminal.warn)
+
+
+@contextmanager
+def leaving_at_once(terminal: Terminal) -> Iterator[None]:
+    """Ctrl-C ends the process then and there: an exception inside a library's native start-up can abort it.
+
+    Nothing has been answered or opened yet, so there is nothing to keep."""
+
+    def leave(*_: object) -> None:
+        terminal.stop_progress()
+        terminal.note("interrupted")
+        terminal.err.flush()
+        os._exit(opt.INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def quieten_libraries(terminal: Terminal) -> None:

@@ -14,6 +14,7 @@ METHOD_NAMES = ("seats", "full", "random", "fixed")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 EMBEDDED_MODEL = "tiny"
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 SCHEMA_VERSION = 1  # measure.report.SCHEMA_VERSION, for records that are made without importing torch
 
 MODEL_PANEL = "Model"

@@ -1,5 +1,6 @@
 """The command as a process: entry points, pipes, and the committed reference of commands."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -72,6 +73,31 @@ def test_ctrl_c_is_130_without_a_traceback() -> None:
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=30)
     assert (process.returncode, first + rest, errors) == (130, b"half an ans\n", b"interrupted\n")
+
+
+def test_ctrl_c_while_libraries_load_ends_at_once(tmp_path: Path) -> None:
+    """A stand-in for torch that takes long to import and cannot bear an exception, as native code cannot."""
+    slow = """
+print("importing", flush=True)
+import os, time
+try:
+    time.sleep(60)
+except BaseException:
+    os.abort()
+"""
+    (tmp_path / "torch.py").write_text(slow)
+    (tmp_path / "clip.mp4").write_bytes(b"not empty")
+    process = subprocess.Popen(
+        [*SEATS, "ask", str(tmp_path / "clip.mp4"), "why?"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, b"interrupted\n")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
