@@ -233,7 +233,7 @@ def split_attend(
     q: Tensor, k: Tensor, v: Tensor, dropped: Tensor, doc: Tensor, is_av: Tensor, first: int
 ) -> Tensor:
     """The same attention in two parts: plain causal up to `first`, where the audio-visual tokens end, and a
-    mask for the short rest alone. (One flex_attention with the same rule was ten times slower on an H200.)
+    mask for the short rest alone. (With flex_attention a whole step took five times as long on an H200.)
     """
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
