@@ -2,20 +2,22 @@
 
 path -> media.Clip -> prompt: TokenLayout -> encoders: embeddings + saliency -> stage I
      -> prefill (stages II, III) -> decode -> Report
+
+`Session.read` stops behind the encoders, so that many questions about one clip share what they cost.
 """
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from seats_cli.engine.cache import LayerCache
-from seats_cli.engine.decode import DecodeOptions, Generation
-from seats_cli.engine.encode import OnStage, encode
+from seats_cli.engine.decode import DecodeOptions, Generation, answer_log_likelihood
+from seats_cli.engine.encode import EncodedMedia, OnStage, encode, encode_all
 from seats_cli.engine.prefill import Prefilled, prefill
 from seats_cli.errors import DeviceError, MediaRange, UsageError
 from seats_cli.measure import report as reporting
@@ -26,8 +28,8 @@ from seats_cli.media import Clip, Sampling, open_clip
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.load import load_model
 from seats_cli.model.preprocess import PixelCaps
-from seats_cli.presets import Preset, resolve_model
-from seats_cli.selection.methods import find_method
+from seats_cli.presets import Preset, StageOneWindows, TokenCaps, resolve_model
+from seats_cli.selection.methods import Method, find_method
 from seats_cli.selection.options import Setup, configure
 from seats_cli.selection.plan import ClipCounts, Plan
 
@@ -51,14 +53,15 @@ class ModelOptions:
 class AskOptions:
     """How one question is answered.
 
-    ratio, method, preset, settings: which tokens are kept; `settings` are `--set`'s key=value pairs
+    ratio, method, preset, settings: which tokens are kept; `settings` are `--set`'s key=value pairs, and a
+        method of one's own may stand where its name would
     max_new_tokens, temperature, top_p, seed: the answer; the seed also drives methods that draw at random
     system: None is the family's own system prompt
     fps, max_frames, start_s, end_s: what of the clip is looked at, seconds from its start
     """
 
     ratio: float = 0.10
-    method: str = "seats"
+    method: str | Method = "seats"
     preset: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     max_new_tokens: int = 256
@@ -80,6 +83,25 @@ class AskOptions:
     def decoding(self) -> DecodeOptions:
         """How the answer's tokens are chosen. Raises UsageError for impossible values."""
         return DecodeOptions(self.max_new_tokens, self.temperature, self.top_p, self.seed)
+
+
+@dataclass(frozen=True)
+class ReadClip:
+    """A file that was opened, decoded and encoded once, for any number of questions (`Session.read`).
+
+    media, mtime, clip: the file as named, its time of change, and what was used of it (closed by now)
+    shape, encoded:     its tokens: how many, and every one of them
+    sampling, windows, caps: what all its questions must agree on
+    """
+
+    media: str | Path
+    mtime: float
+    clip: Clip
+    shape: MediaShape
+    encoded: EncodedMedia
+    sampling: Sampling
+    windows: StageOneWindows
+    caps: TokenCaps
 
 
 @dataclass(frozen=True)
@@ -136,58 +158,98 @@ class Session:
         """Whether the weights are made up (`load_format="dummy"`), so that answers mean nothing."""
         return self.adapter.random_weights
 
+    def read(
+        self, media: str | Path, options: AskOptions | None = None, *, on_stage: OnStage | None = None
+    ) -> ReadClip:
+        """Open, decode and encode a file once; `ask` takes the result in the file's place.
+
+        Only what `options` say about the clip and the preset matters here. Holds every embedding in memory.
+        Raises as `ask` does.
+        """
+        options = options or AskOptions()
+        told = on_stage or (lambda *_: None)
+        with torch.inference_mode(), explained_memory():
+            preset, sampling = self.setup(options).preset, options.sampling
+            clock = Stopwatch(self.adapter.device)
+            with self._opened(media, sampling, preset, clock, told) as (clip, mtime, shape):
+                for line in (clip.video_used, clip.audio_used):
+                    self._log(line)
+                encoded = encode_all(
+                    self.adapter, clip, shape, clock=clock, on_stage=told,
+                    windows={
+                        "video": preset.windows.video_grids * max(shape.tokens_per_grid, 1),
+                        "audio": preset.windows.audio_tokens,
+                    },
+                    saliency_positions=preset.windows.audio_saliency_positions,
+                )  # fmt: skip
+            return ReadClip(media, mtime, clip, shape, encoded, sampling, preset.windows, preset.caps)
+
     def ask(
         self,
-        media: str | Path,
+        media: str | Path | ReadClip,
         question: str,
         options: AskOptions | None = None,
         *,
         on_text: Callable[[str], None] | None = None,
         on_stage: OnStage | None = None,
     ) -> Answer:
-        """Answer one question about one video, audio or image file.
+        """Answer one question about one video, audio or image file, or about one already read.
 
         `on_text` gets the answer in pieces as it is written; `on_stage(stage, done, total)` the progress.
         Raises UsageError, MediaError, PlanError, or DeviceError when memory runs out; the session can go on
         after each.
         """
         options = options or AskOptions()
-        told = on_stage or (lambda *_: None)
+        decoding, told = options.decoding, on_stage or (lambda *_: None)
         with torch.inference_mode(), explained_memory():
-            return self._ask(media, question, options, on_text or (lambda _: None), told)
+            run = self._prefill(media, question, options, told)
+            with run.clock.stage("generate"):
+                generation = Generation(
+                    self.adapter, run.read, run.prompt.next_position, decoding, clock=run.clock
+                )
+                for piece in generation:
+                    if on_text is not None:
+                        on_text(piece)
+                    told("generate", len(generation.token_ids), options.max_new_tokens)
+            return Answer(generation.text, self._report(media, question, options, run, generation))
 
-    def _ask(
+    def log_likelihood(
         self,
-        media: str | Path,
+        media: str | Path | ReadClip,
         question: str,
-        options: AskOptions,
-        on_text: Callable[[str], None],
-        on_stage: OnStage,
-    ) -> Answer:
+        answer: str,
+        options: AskOptions | None = None,
+    ) -> float:
+        """How likely a given answer is: the mean over its tokens, its end included, of the natural logarithm
+        of each one's probability given those before it. Raises as `ask` does."""
+        options = options or AskOptions()
+        with torch.inference_mode(), explained_memory():
+            run = self._prefill(media, question, options, lambda *_: None)
+            ids = self.adapter.tokenizer.encode(answer, add_special_tokens=False)
+            return answer_log_likelihood(self.adapter, run.read, run.prompt.next_position, ids)
+
+    def _prefill(
+        self, media: str | Path | ReadClip, question: str, options: AskOptions, on_stage: OnStage
+    ) -> "Run":
+        """Everything up to the first token's logits."""
         adapter = self.adapter
         clock = Stopwatch(adapter.device)
         reset_peak_memory(adapter.device)
-        decoding, setup, method = options.decoding, self.setup(options), find_method(options.method)
-
-        on_stage("probe", 0, 0)
-        with clock.stage("probe"):
-            clip = open_clip(media, options.sampling, warn=self._warn)
-            mtime = Path(media).stat().st_mtime
-        with clip:
-            shape = media_shape(adapter, clip, setup.preset)
-            if not (shape.n_video or shape.n_audio or shape.n_image):
-                raise MediaRange(
-                    f"{media}: nothing to see or hear: no picture, and less than 0.03 s of sound",
-                    hint="ask about a longer range, or check the file with a player",
-                )
+        setup, method = self.setup(options), options.method
+        method = method if isinstance(method, Method) else find_method(method)
+        with self._source(media, options.sampling, setup.preset, clock, on_stage) as (
+            clip,
+            mtime,
+            shape,
+            source,
+        ):
             prompt = adapter.prompt(question, shape, system=options.system)
             plan = method.plan(setup.preset, options.ratio, clip_counts(prompt, shape), setup.options)
             self._check_context(prompt, plan, options.max_new_tokens)
             self._say_plan(clip, prompt, plan, setup, options.settings)
-            positions = setup.preset.windows.audio_saliency_positions
             given = encode(
-                adapter, method, plan, clip, prompt, shape,
-                clock=clock, on_stage=on_stage, saliency_positions=positions,
+                adapter, method, plan, source, prompt, shape, clock=clock, on_stage=on_stage,
+                saliency_positions=setup.preset.windows.audio_saliency_positions,
             )  # fmt: skip
         with clock.stage("prefill"):
             cache = LayerCache(adapter.n_layers, room=min(options.max_new_tokens, CACHE_ROOM))
@@ -195,15 +257,45 @@ class Session:
                 adapter, method, plan, given.embeddings, given.layout,
                 cache=cache, on_layer=lambda done, total: on_stage("prefill", done, total),
             )  # fmt: skip
-        kv = read.cache.bytes()
-        with clock.stage("generate"):
-            generation = Generation(adapter, read, prompt.next_position, decoding, clock=clock)
-            for piece in generation:
-                on_text(piece)
-                on_stage("generate", len(generation.token_ids), options.max_new_tokens)
+        return Run(clip, mtime, prompt, plan, read, clock, read.cache.bytes())
 
-        measured = Measured(clip, mtime, prompt, plan, read, generation, clock, kv)
-        return Answer(generation.text, self._report(media, question, options, measured))
+    @contextmanager
+    def _source(
+        self,
+        media: str | Path | ReadClip,
+        sampling: Sampling,
+        preset: Preset,
+        clock: Stopwatch,
+        on_stage: OnStage,
+    ) -> Iterator[tuple[Clip, float, MediaShape, Clip | EncodedMedia]]:
+        """What a question is asked about: the clip, its mtime and tokens, and where these come from."""
+        if isinstance(media, ReadClip):
+            if (sampling, preset.windows, preset.caps) != (media.sampling, media.windows, media.caps):
+                raise UsageError(
+                    f"{media.media} was read with another sampling or preset than it is asked with",
+                    hint="read it again, or ask with the same fps, max_frames, start, end and preset",
+                )
+            yield media.clip, media.mtime, media.shape, media.encoded
+            return
+        with self._opened(media, sampling, preset, clock, on_stage) as (clip, mtime, shape):
+            yield clip, mtime, shape, clip
+
+    @contextmanager
+    def _opened(
+        self, media: str | Path, sampling: Sampling, preset: Preset, clock: Stopwatch, on_stage: OnStage
+    ) -> Iterator[tuple[Clip, float, MediaShape]]:
+        on_stage("probe", 0, 0)
+        with clock.stage("probe"):
+            clip = open_clip(media, sampling, warn=self._warn)
+            mtime = Path(media).stat().st_mtime
+        with clip:
+            shape = media_shape(self.adapter, clip, preset)
+            if not (shape.n_video or shape.n_audio or shape.n_image):
+                raise MediaRange(
+                    f"{media}: nothing to see or hear: no picture, and less than 0.03 s of sound",
+                    hint="ask about a longer range, or check the file with a player",
+                )
+            yield clip, mtime, shape
 
     def setup(self, options: AskOptions) -> Setup:
         """The preset and options of selection that a call would run with."""
@@ -246,11 +338,18 @@ class Session:
             f"{layout.n_text - n_image} of text; expected retention {plan.expected_retention:.3f}"
         )
 
-    def _report(self, media: str | Path, question: str, options: AskOptions, run: "Measured") -> Report:
+    def _report(
+        self,
+        media: str | Path | ReadClip,
+        question: str,
+        options: AskOptions,
+        run: "Run",
+        generation: Generation,
+    ) -> Report:
         """Everything that was measured, in the published form."""
         adapter, before, counts = self.adapter, run.prompt.layout.counts, run.read.layer_counts
-        n_generated = len(run.generation.token_ids)
-        reason = run.generation.finish_reason or "stop"
+        n_generated = len(generation.token_ids)
+        reason = generation.finish_reason or "stop"
         steps = n_generated if reason == "stop" else n_generated - 1
         lengths = [sum(layer) for layer in counts]
         full = [sum(before)] * adapter.n_layers
@@ -258,9 +357,9 @@ class Session:
         full_kv = kv_bytes(full, adapter.geometry, adapter.dtype.itemsize)
         return Report(
             schema_version=reporting.SCHEMA_VERSION,
-            media=media_record(media, run.clip, run.mtime),
+            media=media_record(media.media if isinstance(media, ReadClip) else media, run.clip, run.mtime),
             question=question,
-            answer=run.generation.text,
+            answer=generation.text,
             method=reporting.method_record(run.plan),
             tokens=reporting.token_report(before, counts, cuts, n_generated, reason),
             retention=reporting.retention_report(run.plan, before, counts),
@@ -270,7 +369,7 @@ class Session:
             timing=reporting.timing_report(run.clock, steps, self.load_seconds),
             memory=reporting.memory_report(run.kv_bytes, full_kv, peak_memory(adapter.device)),
             environment=self.environment(),
-            options={**asdict(self.options), **asdict(options)},
+            options={**asdict(self.options), **asdict(replace(options, method=run.plan.method))},
         )
 
     def environment(self) -> reporting.EnvironmentReport:
@@ -289,15 +388,14 @@ class Session:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One question's run, from which its report is made."""
+class Run:
+    """One question's way up to its first token, from which the answer and its report are made."""
 
     clip: Clip
     mtime: float
     prompt: Prompt
     plan: Plan
     read: Prefilled
-    generation: Generation
     clock: Stopwatch
     kv_bytes: int
 

@@ -1,6 +1,6 @@
 """The answer: one token at a time from the cache, as text that is never cut inside a character."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -169,3 +169,18 @@ def decode_step(adapter: Adapter, token_id: int, position: int, cache: Any) -> t
     for index in range(adapter.n_layers):
         hidden = adapter.run_layer(index, hidden, rotary, cache)
     return adapter.final_logits(hidden, last_only=True)[0, -1].float()
+
+
+def answer_log_likelihood(
+    adapter: Adapter, prefilled: Prefilled, next_position: int, answer_ids: Sequence[int]
+) -> float:
+    """The mean natural log-probability of given tokens and of the end behind them, one decode step each.
+
+    The end counts as any of the end tokens. Uses up the prefill's cache.
+    """
+    logits, total = prefilled.logits, 0.0
+    for step, token_id in enumerate(answer_ids):
+        total += float(logits.log_softmax(-1)[token_id])
+        logits = decode_step(adapter, token_id, next_position + step, prefilled.cache)
+    ends = torch.tensor(sorted(adapter.eos_token_ids), device=logits.device)
+    return (total + float(logits.log_softmax(-1)[ends].logsumexp(0))) / (len(answer_ids) + 1)

@@ -2,10 +2,11 @@
 
 Frames and samples stream: each batch of whole stage-I windows is read, resized, encoded and thinned before
 the next one is read, so memory holds one batch and the embeddings that were kept, however long the clip is.
-A method that chooses over the whole clip at once (scope "clip") gets every embedding, and memory follows.
+A method that chooses over the whole clip at once (scope "clip") gets every embedding, and memory follows; so
+does `encode_all`, whose result many questions about one clip can share.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import lcm
 from typing import Any, Protocol, TypeVar
@@ -70,14 +71,33 @@ class ModelInput:
 
 
 @dataclass(frozen=True)
+class EncodedMedia:
+    """All that the encoders made of one clip, before anything is chosen: any number of questions can use it.
+
+    video, audio: every token of the kind with its saliency; None for an absent kind
+    image:        (n_image, D), or None
+    """
+
+    video: Encoded | None
+    audio: Encoded | None
+    image: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class EncoderRun:
-    """What all of encoding needs to know about one question."""
+    """What the encoders need to know of one clip.
+
+    windows:            tokens in a whole stage-I window of each kind, at whose ends batches are cut
+    saliency:           whether it is asked for
+    saliency_positions: length of an audio saliency window in encoder positions (the preset's)
+    """
 
     adapter: Adapter
-    method: Method
-    plan: Plan
     clip: MediaSource
     shape: MediaShape
+    windows: Mapping[Kind, int]
+    saliency: bool
+    saliency_positions: int
     clock: Stopwatch
     on_stage: OnStage
 
@@ -86,7 +106,7 @@ def encode(
     adapter: Adapter,
     method: Method,
     plan: Plan,
-    clip: MediaSource,
+    clip: MediaSource | EncodedMedia,
     prompt: Prompt,
     shape: MediaShape,
     *,
@@ -96,24 +116,53 @@ def encode(
 ) -> ModelInput:
     """Encode what `shape` says of the clip, choose by `method`, and put it into the prompt's places.
 
-    `saliency_positions`: length of an audio saliency window in encoder positions (the preset's). Raises
-    MediaError where the file gives less than it promised.
+    A clip that was encoded already is only chosen from. `saliency_positions`: length of an audio saliency
+    window in encoder positions (the preset's). Raises MediaError where the file gives less than it promised.
     """
-    run = EncoderRun(
-        adapter, method, plan, clip, shape, clock or Stopwatch(adapter.device), on_stage or (lambda *_: None)
-    )
-    streams: dict[Kind, Iterable[Encoded]] = {}
-    if shape.n_video:
-        streams["video"] = video_stream(run)
-    if shape.n_audio:
-        streams["audio"] = audio_stream(run, saliency_positions)
+    clock = clock or Stopwatch(adapter.device)
+    if isinstance(clip, EncodedMedia):
+        held: dict[Kind, Encoded | None] = {"video": clip.video, "audio": clip.audio}
+        streams: dict[Kind, Iterable[Encoded]] = {
+            kind: [all_of_it] for kind, all_of_it in held.items() if all_of_it is not None
+        }
+        image = clip.image
+    else:
+        windows: dict[Kind, int] = {"video": plan.video_window, "audio": plan.audio_window}
+        told = on_stage or (lambda *_: None)
+        run = EncoderRun(adapter, clip, shape, windows, plan.needs_saliency, saliency_positions, clock, told)
+        streams = encoder_streams(run)
+        image = encode_image(run) if shape.n_image else None
     layout = prompt.layout.to(adapter.device)
     # The prompt lies on the host, so finding the slots there costs no wait for the device.
     slots = {kind: _slots(prompt.layout, code).to(adapter.device) for kind, code in _CODES.items()}
     choose = choose_by_clip if method.scope == "clip" else choose_by_window
-    kept = choose(run, streams, layout, slots)
-    image = encode_image(run) if shape.n_image else None
+    kept = choose(Choice(method, plan, clock), streams, layout, slots)
     return assemble(adapter, prompt, layout, slots, kept, image)
+
+
+def encode_all(
+    adapter: Adapter,
+    clip: MediaSource,
+    shape: MediaShape,
+    *,
+    windows: Mapping[Kind, int],
+    saliency_positions: int,
+    clock: Stopwatch | None = None,
+    on_stage: OnStage | None = None,
+) -> EncodedMedia:
+    """Encode what `shape` says of the clip, saliency included, and choose nothing.
+
+    `windows`: tokens in a whole stage-I window of each kind, as the plans of the questions to come will have
+    it. Raises MediaError where the file gives less than it promised.
+    """
+    clock, told = clock or Stopwatch(adapter.device), on_stage or (lambda *_: None)
+    run = EncoderRun(adapter, clip, shape, windows, True, saliency_positions, clock, told)
+    joined = {kind: Encoded.join(list(stream)) for kind, stream in encoder_streams(run).items()}
+    for kind, expected in (("video", shape.n_video), ("audio", shape.n_audio)):
+        if kind in joined:
+            check_count(kind, len(joined[kind]), expected)
+    image = encode_image(run) if shape.n_image else None
+    return EncodedMedia(joined.get("video"), joined.get("audio"), image)
 
 
 _CODES: dict[Kind, int] = {"video": VIDEO, "audio": AUDIO}
@@ -127,12 +176,22 @@ def _slots(layout: TokenLayout, code: int) -> torch.Tensor:
 # ---- the encoders -----------------------------------------------------------------------------------------
 
 
+def encoder_streams(run: EncoderRun) -> dict[Kind, Iterable[Encoded]]:
+    """The kinds that the clip has, each as batches yet to be encoded."""
+    streams: dict[Kind, Iterable[Encoded]] = {}
+    if run.shape.n_video:
+        streams["video"] = video_stream(run)
+    if run.shape.n_audio:
+        streams["audio"] = audio_stream(run)
+    return streams
+
+
 def video_stream(run: EncoderRun) -> Iterator[Encoded]:
     """Embeddings of the clip's frames in batches of whole stage-I windows (the last may be short)."""
     shape, clock = run.shape, run.clock
     assert shape.video_grid is not None  # there is video
     geometry = run.adapter.geometry
-    grids = max(1, run.plan.video_window // shape.tokens_per_grid)
+    grids = max(1, run.windows["video"] // shape.tokens_per_grid)
     window_frames = grids * geometry.temporal_patch
     at_once = window_frames * max(1, FRAMES_AT_ONCE // window_frames)
     size = (shape.video_grid[1] * geometry.patch, shape.video_grid[2] * geometry.patch)
@@ -149,7 +208,7 @@ def video_stream(run: EncoderRun) -> Iterator[Encoded]:
         if waiting >= at_once or done + waiting >= total:
             with clock.stage("encode_video"):
                 encoded = run.adapter.encode_video(
-                    torch.cat(batch), shape.video_grid, window=grids, saliency=run.plan.needs_saliency
+                    torch.cat(batch), shape.video_grid, window=grids, saliency=run.saliency
                 )
             done, waiting, batch = done + waiting, 0, []
             run.on_stage("encode_video", done, total)
@@ -158,7 +217,7 @@ def video_stream(run: EncoderRun) -> Iterator[Encoded]:
         raise MediaError(f"only {done} of the {total} frames announced could be read")
 
 
-def audio_stream(run: EncoderRun, saliency_positions: int) -> Iterator[Encoded]:
+def audio_stream(run: EncoderRun) -> Iterator[Encoded]:
     """Embeddings of the clip's sound in batches of whole encoder chunks and whole stage-I windows.
 
     Two passes over the samples: the loudest log-mel value sets the scale of all of them.
@@ -166,15 +225,15 @@ def audio_stream(run: EncoderRun, saliency_positions: int) -> Iterator[Encoded]:
     adapter, clock, spec = run.adapter, run.clock, run.adapter.mel_spec
     tokens_per_s = adapter.geometry.audio_tokens_per_s
     # One batch must end where chunks, stage-I windows and saliency windows all end.
-    window_frames = round(run.plan.audio_window / tokens_per_s * spec.frames_per_s)
-    unit = lcm(adapter.audio_block_frames, max(1, window_frames), 2 * saliency_positions)
+    window_frames = round(run.windows["audio"] / tokens_per_s * spec.frames_per_s)
+    unit = lcm(adapter.audio_block_frames, max(1, window_frames), 2 * run.saliency_positions)
     at_once = unit * max(1, round(AUDIO_S_AT_ONCE * spec.frames_per_s) // unit)
     with clock.stage("preprocess"):
         peak = mel_peak(_samples(run), spec)
     done = 0
     for mel in timed(mel_blocks(_samples(run), spec, peak, at_once), clock, "preprocess"):
         with clock.stage("encode_audio"):
-            encoded = adapter.encode_audio(mel, window=saliency_positions, saliency=run.plan.needs_saliency)
+            encoded = adapter.encode_audio(mel, window=run.saliency_positions, saliency=run.saliency)
         done += len(encoded)
         run.on_stage("encode_audio", round(done / tokens_per_s), round(run.shape.n_audio / tokens_per_s))
         yield encoded
@@ -212,8 +271,17 @@ def timed(items: Iterable[Item], clock: Stopwatch, stage: str) -> Iterator[Item]
 # ---- stage I ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What decides which tokens go on to the LLM."""
+
+    method: Method
+    plan: Plan
+    clock: Stopwatch
+
+
 def choose_by_window(
-    run: EncoderRun,
+    choice: Choice,
     streams: dict[Kind, Iterable[Encoded]],
     layout: TokenLayout,
     slots: dict[Kind, torch.Tensor],
@@ -224,12 +292,12 @@ def choose_by_window(
         parts: list[Kept] = []
         first = 0
         for encoded in stream:
-            _check_batch(run, kind, first, len(encoded))
-            with run.clock.stage("select"):
+            _check_batch(choice.plan, kind, first, len(encoded))
+            with choice.clock.stage("select"):
                 tokens = _media_tokens(kind, encoded, first, layout, slots[kind])
-                parts.append(run.method.before_llm(tokens, run.plan))
+                parts.append(choice.method.before_llm(tokens, choice.plan))
             first += len(encoded)
-        _check_count(run, kind, first)
+        check_count(kind, first, choice.plan.count(kind))
         kept[kind] = Kept(
             torch.cat([part.indices for part in parts]), torch.cat([part.embeddings for part in parts])
         )
@@ -237,7 +305,7 @@ def choose_by_window(
 
 
 def choose_by_clip(
-    run: EncoderRun,
+    choice: Choice,
     streams: dict[Kind, Iterable[Encoded]],
     layout: TokenLayout,
     slots: dict[Kind, torch.Tensor],
@@ -247,14 +315,14 @@ def choose_by_clip(
     for kind, stream in streams.items():
         parts = list(stream)
         encoded = Encoded.join(parts)
-        _check_count(run, kind, len(encoded))
+        check_count(kind, len(encoded), choice.plan.count(kind))
         whole[kind] = _media_tokens(kind, encoded, 0, layout, slots[kind])
     kept: dict[Kind, Kept] = {}
     for kind, tokens in whole.items():
         other = next((whole[name] for name in whole if name != kind), None)
         both = MediaTokens(kind, tokens.embeddings, tokens.saliency, 0, tokens.layout, other)
-        with run.clock.stage("select"):
-            kept[kind] = run.method.before_llm(both, run.plan)
+        with choice.clock.stage("select"):
+            kept[kind] = choice.method.before_llm(both, choice.plan)
     return kept
 
 
@@ -267,16 +335,15 @@ def _media_tokens(
     return MediaTokens(kind, encoded.embeddings, encoded.saliency, first, rows)
 
 
-def _check_batch(run: EncoderRun, kind: Kind, first: int, n: int) -> None:
+def _check_batch(plan: Plan, kind: Kind, first: int, n: int) -> None:
     """All batches but a kind's last consist of whole stage-I windows; none goes past what was announced."""
-    short = n % run.plan.window(kind) and first + n < run.plan.count(kind)
-    if short or first + n > run.plan.count(kind):
-        _check_count(run, kind, first + n)
+    short = n % plan.window(kind) and first + n < plan.count(kind)
+    if short or first + n > plan.count(kind):
+        check_count(kind, first + n, plan.count(kind))
 
 
-def _check_count(run: EncoderRun, kind: Kind, found: int) -> None:
+def check_count(kind: str, found: int, expected: int) -> None:
     """The prompt was laid out for so many tokens; a file that changed since would put words out of place."""
-    expected = run.plan.count(kind)
     if found != expected:
         raise MediaError(
             f"the {kind} became {found} tokens, not the {expected} announced",

@@ -54,6 +54,11 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert (done.stdout, done.stderr) == ("w", "")
 
 
+def listening_to_ctrl_c() -> None:
+    """A shell starts background jobs deaf to Ctrl-C, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_is_130_without_a_traceback() -> None:
     program = (
         "import sys, time\n"
@@ -66,7 +71,10 @@ def test_ctrl_c_is_130_without_a_traceback() -> None:
         "sys.exit(run(['ask', 'clip.mp4', 'why?']))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=listening_to_ctrl_c,
     )
     assert process.stdout is not None
     first = process.stdout.read(11)  # it is in the middle of its answer now
@@ -91,6 +99,7 @@ except BaseException:
         [*SEATS, "ask", str(tmp_path / "clip.mp4"), "why?"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=listening_to_ctrl_c,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
     )
     assert process.stdout is not None
