@@ -64,6 +64,7 @@ def ask(
     ratio: opt.RatioOption = 0.10,
     method: opt.MethodOption = "seats",
     preset: opt.PresetOption = None,
+    schedule: opt.ScheduleOption = None,
     settings: opt.SetOption = None,
     compare: Annotated[
         bool,
@@ -98,7 +99,7 @@ def ask(
     terminal.quiet, terminal.verbose, terminal.debug = quiet, verbose, debug
     check_arguments(media or (), question)
     opt.check_range(start, end)
-    chosen = opt.merged_settings(ctx.meta.get(SETTINGS_KEY, {}), settings)
+    chosen = opt.merged_settings(ctx.meta.get(SETTINGS_KEY, {}), settings, schedule)
     check_selection(preset, chosen)
     if compare and method == "full":
         raise UsageError("--compare sets a method beside full tokens; it says nothing with --method full")

@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 # The names of seats_cli.selection.methods.METHODS, which imports torch; a test keeps the two equal.
-METHOD_NAMES = ("seats", "full", "random", "fixed")
+METHOD_NAMES = (
+    "seats",
+    "full",
+    "random",
+    "fixed",
+    "fastv",
+    "fastv-om",
+    "visionzip",
+    "visionzip-om",
+    "divprune",
+    "divprune-om",
+    "dycoke",
+    "omnizip",
+)
+SCHEDULES = ("auto", "paper", "calibrated")  # of seats_cli.selection.options.ScheduleSource, likewise
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 EMBEDDED_MODEL = "tiny"
@@ -106,9 +120,12 @@ def check_range(start_s: float | None, end_s: float | None) -> None:
         raise typer.BadParameter(f"{end_s:g} s does not come after {begin}", param_hint="--end")
 
 
-def merged_settings(from_file: Mapping[str, str], pairs: Sequence[str] | None) -> dict[str, str]:
-    """Settings of the config file with those of the command line over them, key by key."""
-    return {**from_file, **parse_settings(pairs or ())}
+def merged_settings(
+    from_file: Mapping[str, str], pairs: Sequence[str] | None, schedule: str | None = None
+) -> dict[str, str]:
+    """Settings of the config file, over them `--schedule`, over it the pairs of `--set`, key by key."""
+    named = {} if schedule is None else {"schedule": schedule}
+    return {**from_file, **named, **parse_settings(pairs or ())}
 
 
 # --- model ------------------------------------------------------------------------------------------------
@@ -195,6 +212,17 @@ PresetOption = Annotated[
         rich_help_panel=TOKENS_PANEL,
         help="Schedule and method options by name (paper: as published) or from a YAML file, instead of the "
         "checkpoint's own.",
+    ),
+]
+ScheduleOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SCHEDULE",
+        parser=one_of(SCHEDULES),
+        envvar="SEATS_SCHEDULE",
+        rich_help_panel=TOKENS_PANEL,
+        help="Where tokens leave: paper (the published decay), calibrated (the best measured on this "
+        "checkpoint, by seats trace), or auto: calibrated where the preset has it.",
     ),
 ]
 SetOption = Annotated[

@@ -5,17 +5,19 @@ between video and audio, the windows of stage I, token caps and the geometry for
 its provenance. A style ("default", "paper") only sets options of selection. Nothing here imports torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import ceil, isfinite
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from seats_cli.errors import UsageError
 from seats_cli.presets.reading import Section, read_yaml
 
 Status = Literal["published", "by rule", "calibrated"]
+
+AnyRow = TypeVar("AnyRow", bound="RatioPair")
 
 FOLDER = Path(__file__).parent
 ALIASES: Mapping[str, str] = {
@@ -44,6 +46,26 @@ class RatioPair:
     ratio: float
     video: float
     audio: float
+
+
+@dataclass(frozen=True)
+class CalibratedDrop:
+    """After layer `after_layer` (1-based), the fraction of each kind's tokens still there that stays."""
+
+    after_layer: int
+    video: float
+    audio: float
+
+
+@dataclass(frozen=True)
+class CalibratedRow(RatioPair):
+    """The best measured plan at one total: besides the split between the kinds, where tokens leave.
+
+    How much enters follows: what meets the split with these `drops` and none left from `late_layer` on.
+    """
+
+    late_layer: int | None
+    drops: tuple[CalibratedDrop, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +104,7 @@ class Preset:
         (measured)
     checkpoint:  hub id, or "" where the preset is for no particular one
     ratio_table: rows in ascending ratio
+    calibrated:  the best measured plans, in ascending ratio; () where nobody measured
     options:     options of selection that this preset sets, as `--set` would
     geometry:    sections of the thinker's config ("text", "vision", "audio", "thinker") for random weights
     provenance:  where each group of numbers comes from
@@ -98,6 +121,7 @@ class Preset:
     options: Mapping[str, str]
     geometry: Mapping[str, Mapping[str, Any]]
     provenance: Mapping[str, str]
+    calibrated: tuple[CalibratedRow, ...] = ()
 
     @property
     def n_layers(self) -> int:
@@ -247,6 +271,7 @@ def _read_model(file: Section) -> Preset:
             "schedule",
             "stage_one",
             "ratio_table",
+            "calibrated",
             "tokens",
             "options",
             "geometry",
@@ -273,6 +298,7 @@ def _read_model(file: Section) -> Preset:
         schedule=_schedule(file.section("schedule"), n_layers),
         windows=StageOneWindows(*window_sizes),
         ratio_table=_ratio_table(file),
+        calibrated=_calibrated(file, n_layers),
         caps=_caps(file.section("tokens")),
         options=_options(file),
         geometry={
@@ -293,13 +319,7 @@ def _schedule(section: Section, n_layers: int) -> Schedule:
         set(drop_layers)
     ):
         raise section.wrong("drop_layers", f"ascending layers from 1 to {n_layers - 1}")
-    late_layer: int | None = None
-    if section.values.get("late_layer") is not None:
-        late_layer = section.whole(
-            "late_layer", f"from 2 to {n_layers}", lambda value: 2 <= value <= n_layers
-        )
-    elif "late_layer" not in section.values:
-        raise section.wrong("late_layer", f"a whole number from 2 to {n_layers}, or null")
+    late_layer = _late_layer(section, n_layers)
     return Schedule(
         drop_layers,
         late_layer,
@@ -308,22 +328,55 @@ def _schedule(section: Section, n_layers: int) -> Schedule:
     )
 
 
+def _late_layer(section: Section, n_layers: int) -> int | None:
+    if "late_layer" not in section.values:
+        raise section.wrong("late_layer", f"a whole number from 2 to {n_layers}, or null")
+    if section.values["late_layer"] is None:
+        return None
+    return section.whole("late_layer", f"from 2 to {n_layers}", lambda value: 2 <= value <= n_layers)
+
+
 def _ratio_table(file: Section) -> tuple[RatioPair, ...]:
     rows = []
     for row in file.sections("ratio_table"):
         row.expect_only(("ratio", "video", "audio"))
-        numbers = (
-            row.number(key, "above 0 and at most 1", lambda value: 0 < value <= 1)
-            for key in ("ratio", "video", "audio")
-        )
-        rows.append(RatioPair(*numbers))
+        rows.append(RatioPair(*_fractions(row, ("ratio", "video", "audio"))))
+    if not rows:
+        raise UsageError(f"{file.at('ratio_table')}: expected at least one row")
+    return tuple(_ascending(file.at("ratio_table"), rows))
+
+
+def _calibrated(file: Section, n_layers: int) -> tuple[CalibratedRow, ...]:
+    rows = []
+    for row in file.sections("calibrated") if "calibrated" in file.values else ():
+        row.expect_only(("ratio", "video", "audio", "late_layer", "drops"))
+        late_layer = _late_layer(row, n_layers)
+        last, drops = (late_layer or n_layers + 1) - 2, []
+        for drop in row.sections("drops"):
+            drop.expect_only(("after", "video", "audio"))
+            after = drop.whole("after", f"from 1 to {last}", range(1, last + 1).__contains__)
+            video, audio = (
+                drop.number(key, "from 0 to 1", lambda value: 0 <= value <= 1) for key in ("video", "audio")
+            )
+            drops.append(CalibratedDrop(after, video, audio))
+        layers = [drop.after_layer for drop in drops]
+        if layers != sorted(set(layers)):
+            raise row.wrong("drops", "each layer once, ascending")
+        ratio, video, audio = _fractions(row, ("ratio", "video", "audio"))
+        rows.append(CalibratedRow(ratio, video, audio, late_layer, tuple(drops)))
+    return tuple(_ascending(file.at("calibrated"), rows))
+
+
+def _fractions(row: Section, keys: Sequence[str]) -> Iterator[float]:
+    return (row.number(key, "above 0 and at most 1", lambda value: 0 < value <= 1) for key in keys)
+
+
+def _ascending(where: str, rows: list[AnyRow]) -> list[AnyRow]:
     rows.sort(key=lambda row: row.ratio)
     ratios = [row.ratio for row in rows]
-    if not rows or len(set(ratios)) < len(ratios):
-        raise UsageError(
-            f"{file.at('ratio_table')}: expected at least one row and every ratio once, got {ratios}"
-        )
-    return tuple(rows)
+    if len(set(ratios)) < len(ratios):
+        raise UsageError(f"{where}: expected every ratio once, got {ratios}")
+    return rows
 
 
 def _caps(section: Section) -> TokenCaps:

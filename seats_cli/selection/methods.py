@@ -12,7 +12,7 @@ in one file and one line in `METHODS`. The engine does this and nothing else:
     drop = method.after_layer(layer, scores, layout, plan)
     hidden, layout = hidden[:, drop.keep], layout.subset(drop.keep, drop.counts)
 
-The types and the base class stand in contract.py, SEATS below, what it is compared with in baselines.py.
+The types and the base class stand in contract.py, SEATS below, what it is compared with in baselines/.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,21 @@ import torch
 
 from seats_cli.errors import UsageError
 from seats_cli.presets import Preset
-from seats_cli.selection.baselines import Fixed, Full, Random
+from seats_cli.selection.baselines import (
+    DivPrune,
+    DivPruneOm,
+    DyCoke,
+    FastV,
+    FastVOm,
+    Fixed,
+    Full,
+    OmniZip,
+    Random,
+    VisionZip,
+    VisionZipOm,
+)
 from seats_cli.selection.budget import choose_in_layer, divides_by_window
+from seats_cli.selection.calibrated import calibrated_plan
 from seats_cli.selection.contract import (
     Drop,
     Kept,
@@ -37,7 +50,7 @@ from seats_cli.selection.diversity import choose_diverse
 from seats_cli.selection.layout import TokenLayout
 from seats_cli.selection.options import SelectionOptions
 from seats_cli.selection.plan import ClipCounts, Plan, keep_total
-from seats_cli.selection.planning import staged_plan
+from seats_cli.selection.planning import staged_plan, uses_calibration
 
 __all__ = ["METHODS", "Drop", "Kept", "MediaTokens", "Method", "Seats", "find_method"]
 
@@ -54,7 +67,8 @@ class Seats(Method):
     needs_scores = True
 
     def plan(self, preset: Preset, ratio: float, counts: ClipCounts, options: SelectionOptions) -> Plan:
-        return staged_plan(self.name, preset, ratio, counts, options)
+        planned = calibrated_plan if uses_calibration(preset, options) else staged_plan
+        return planned(self.name, preset, ratio, counts, options)
 
     def before_llm(self, tokens: MediaTokens, plan: Plan) -> Kept:
         if plan.entry(tokens.kind) == 1.0:
@@ -80,7 +94,21 @@ class Seats(Method):
         return drop_to(mask, (layout.n_text, video, audio))
 
 
-METHODS: Mapping[str, Method] = {method.name: method for method in (Seats(), Full(), Random(), Fixed())}
+_TABLE = (
+    Seats(),
+    Full(),
+    Random(),
+    Fixed(),
+    FastV(),
+    FastVOm(),
+    VisionZip(),
+    VisionZipOm(),
+    DivPrune(),
+    DivPruneOm(),
+    DyCoke(),
+    OmniZip(),
+)
+METHODS: Mapping[str, Method] = {method.name: method for method in _TABLE}
 
 
 def find_method(name: str) -> Method:

@@ -14,12 +14,16 @@ from seats_cli.presets import Preset, Style, load_any, load_style, match_preset
 WindowRelevance = Literal["raw", "normalised"]
 DecodeCache = Literal["text", "layerwise"]
 Budgets = Literal["exact", "published"]
+ScheduleSource = Literal["auto", "paper", "calibrated"]
 
 
 @dataclass(frozen=True)
 class SelectionOptions:
     """Every choice of the method that a user can make (docs/method.md, "Published choices and ours").
 
+    schedule:     where in the network tokens leave, and how the kinds share the ratio: "calibrated" is the
+        preset's best measured plan at the ratio, "paper" its drop layers with the published decay, "auto" the
+        calibrated one where the preset has it.
     window_relevance: "raw" puts the windows' mean attention through the softmax as it is (published);
         "normalised" first makes it a share of all windows' attention: the budget follows the question.
     merge:        average each token dropped by stage I into the kept token most similar to it.
@@ -27,10 +31,12 @@ class SelectionOptions:
         each layer the keys and values of the tokens that it processed.
     budgets:      "exact" meets the total to the token; "published" may overshoot it through its floors.
     tau:          temperature of the softmax over windows, > 0.
-    entry_scale:  how many times its mean retention a kind enters the LLM with (the paper's lambda), >= 1.
+    entry_scale:  how many times its mean retention a kind enters the LLM with (the paper's lambda), >= 1;
+        of the paper's schedule only.
     seed:         of the methods that draw at random.
     """
 
+    schedule: ScheduleSource = "auto"
     window_relevance: WindowRelevance = "normalised"
     merge: bool = False
     decode_cache: DecodeCache = "layerwise"
@@ -101,12 +107,25 @@ def configure(
     scheduled = SelectionOptions(tau=model.schedule.tau, entry_scale=model.schedule.entry_scale, seed=seed)
     merged = {**style.options, **model.options, **settings}
     notes = [f"preset {model.name}: {why}", f"options: {style.name}"]
-    if model.status == "by rule":
+    options = replace(scheduled, **parse_settings(merged))
+    if options.schedule == "calibrated" and not model.calibrated:
+        raise PlanError(
+            f"preset {model.name} has no calibrated schedule",
+            hint="use --schedule paper, or measure one: seats trace --write-preset FILE (docs/guide.md)",
+        )
+    if options.schedule == "auto":
+        source: ScheduleSource = "calibrated" if model.calibrated else "paper"
+        if "entry_scale" in settings and source == "calibrated":
+            source = "paper"
+            notes.append("schedule paper: entry_scale is an option of it")
+        options = replace(options, schedule=source)
+    if options.schedule == "paper" and model.status == "by rule":
         notes.append(f"the schedule of {model.name} is by rule, not published")
-    return Setup(model, replace(scheduled, **parse_settings(merged)), tuple(notes))
+    return Setup(model, options, tuple(notes))
 
 
 _WORDS: Mapping[str, tuple[str, ...]] = {
+    "schedule": get_args(ScheduleSource),
     "window_relevance": get_args(WindowRelevance),
     "merge": ("on", "off"),
     "decode_cache": get_args(DecodeCache),

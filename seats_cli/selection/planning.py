@@ -4,11 +4,12 @@ Host arithmetic only. What a plan promises is computed in whole tokens, as stage
 Source: docs/method.md, "The plan".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isfinite, log10
 
 from seats_cli.errors import PlanError
-from seats_cli.presets import Preset, Schedule
+from seats_cli.presets import Preset, RatioPair, Schedule
 from seats_cli.selection.options import SelectionOptions
 from seats_cli.selection.plan import ClipCounts, DropStep, Plan, Stage, keep_count, keep_total, spread_total
 from seats_cli.selection.schedule import effective_drops, keep_ratios, mean_level, segment_lengths
@@ -102,7 +103,9 @@ def staged_plan(
         Bounds(_mean(kind, floor, schedule, preset.n_layers), most)
         for kind, floor in zip(kinds, floors, strict=True)
     ]
-    video, audio = _split(preset, ratio, counts, (bounds[0], bounds[1]), method)
+    video, audio = split_between_kinds(
+        split_table(preset, options), ratio, counts, (bounds[0], bounds[1]), method
+    )
     planned = (
         _plan_kind(kinds[0], video, schedule, preset.n_layers, options),
         _plan_kind(kinds[1], audio, schedule, preset.n_layers, options),
@@ -125,7 +128,7 @@ def flat_plan(
     *,
     needs_saliency: bool,
 ) -> Plan:
-    """All selection before the LLM: the same tokens in every layer, kinds split as the preset's table says.
+    """All selection before the LLM: the same tokens in every layer, kinds split as `split_table` says.
 
     Whole-clip totals are exact (windows share their rounding), with one token a window at
     least.
@@ -135,7 +138,7 @@ def flat_plan(
         return full_plan(method, preset, counts, options)
     kinds = kinds_of(preset, counts)
     bounds = [Bounds(kind.n_windows / max(kind.n, 1), 1.0) for kind in kinds]
-    pair = _split(preset, ratio, counts, (bounds[0], bounds[1]), method)
+    pair = split_between_kinds(split_table(preset, options), ratio, counts, (bounds[0], bounds[1]), method)
     planned = [
         KindPlan(retention, retention, (), (kind.entering_spread(retention),))
         for kind, retention in zip(kinds, pair, strict=True)
@@ -288,19 +291,34 @@ def _with_room(schedule: Schedule, n_layers: int, ratio: float) -> tuple[Schedul
     return Schedule(schedule.drop_layers, late, schedule.entry_scale, schedule.tau), (note,)
 
 
-def _split(
-    preset: Preset, ratio: float, counts: ClipCounts, bounds: tuple[Bounds, Bounds], method: str
+def uses_calibration(preset: Preset, options: SelectionOptions) -> bool:
+    """Whether the plan comes from the preset's calibrated rows."""
+    return bool(preset.calibrated) and options.schedule != "paper"
+
+
+def split_table(preset: Preset, options: SelectionOptions) -> Sequence[RatioPair]:
+    """How a total splits between the kinds, for SEATS and for what it is compared with alike."""
+    return preset.calibrated if uses_calibration(preset, options) else preset.ratio_table
+
+
+def split_between_kinds(
+    table: Sequence[RatioPair],
+    ratio: float,
+    counts: ClipCounts,
+    bounds: tuple[Bounds, Bounds],
+    method: str,
 ) -> tuple[float, float]:
+    """The mean retention of video and of audio on this clip. Raises PlanError below what the bounds allow."""
     n_video, n_audio = counts.n_video, counts.n_audio
     smallest = (bounds[0].least * n_video + bounds[1].least * n_audio) / (n_video + n_audio)
     if ratio < smallest * (1 - TOLERANCE):
-        shown = _rounded_up(smallest)
+        shown = rounded_up(smallest)
         raise PlanError(
             f"ratio {ratio:g} is too small: every window keeps at least one token of each kind, and the "
             f"smallest this clip allows is {shown:g}",
             hint=f"use --ratio {shown:g} or more ({method} on {n_video} video and {n_audio} audio tokens)",
         )
-    return split_ratio(preset.ratio_table, ratio, (n_video, n_audio), bounds)
+    return split_ratio(table, ratio, (n_video, n_audio), bounds)
 
 
 def _check_entry_scale(planned: KindPlan, schedule: Schedule, n_layers: int, entry_scale: float) -> None:
@@ -308,7 +326,7 @@ def _check_entry_scale(planned: KindPlan, schedule: Schedule, n_layers: int, ent
     where = (n_layers, schedule.drop_layers, schedule.late_layer)
     most, least = (mean_level(planned.entry, decay, *where) for decay in (0.0, 1.0))
     if most < planned.retention * (1 - TOLERANCE):
-        needed = _rounded_up(n_layers / _layers_with_media(schedule, n_layers))
+        needed = rounded_up(n_layers / _layers_with_media(schedule, n_layers))
         raise PlanError(
             f"entry_scale {entry_scale:g} lets too few tokens in: with late layer {schedule.late_layer} of "
             f"{n_layers} it takes {needed:g} to reach a mean of {planned.retention:.3g}",
@@ -323,7 +341,7 @@ def _check_entry_scale(planned: KindPlan, schedule: Schedule, n_layers: int, ent
         )
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """To two significant digits, never below `value`: what an error may tell people to type."""
     unit = 10.0 ** (floor(log10(value)) - 1)
     return round(ceil(value / unit - TOLERANCE) * unit, 12)

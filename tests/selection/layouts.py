@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout
+from seats_cli.selection.plan import ClipCounts
 
 
 def make_layout(
@@ -25,3 +26,12 @@ def make_layout(
         torch.zeros(n_tokens),
         (n_before + n_after, sum(n_video), sum(n_audio)),
     )
+
+
+def clip_layout(counts: ClipCounts, video_window: int, audio_window: int) -> TokenLayout:
+    """A clip's prompt, its windows of so many tokens of each kind until there are none left."""
+
+    def sizes(n_tokens: int, window: int) -> list[int]:
+        return [min(window, max(0, n_tokens - index * window)) for index in range(counts.n_windows)]
+
+    return make_layout(sizes(counts.n_video, video_window), sizes(counts.n_audio, audio_window))

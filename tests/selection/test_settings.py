@@ -18,6 +18,7 @@ def setup(preset: str | None = None, **settings: str) -> Setup:
 
 def test_all_settings() -> None:
     texts = {
+        "schedule": "calibrated",
         "window_relevance": "raw",
         "merge": "on",
         "decode_cache": "text",
@@ -26,12 +27,13 @@ def test_all_settings() -> None:
         "entry_scale": "1.75",
     }
     found = replace(SelectionOptions(), **parse_settings(texts))
-    assert found == SelectionOptions("raw", True, "text", "published", 0.3, 1.75)
+    assert found == SelectionOptions("calibrated", "raw", True, "text", "published", 0.3, 1.75)
 
 
 @pytest.mark.parametrize(
     ("key", "text", "hint"),
     [
+        ("schedule", "best", "auto, paper, calibrated"),
         ("window_relevance", "flat", "raw, normalised"),
         ("merge", "yes", "on, off"),
         ("decode_cache", "Text", "text, layerwise"),
@@ -53,8 +55,9 @@ def test_an_unknown_key_lists_the_known() -> None:
     with pytest.raises(UsageError, match="unknown setting 'taw'") as caught:
         parse_settings({"taw": "1"})
     assert caught.value.hint == (
-        "accepted: window_relevance=raw|normalised, merge=on|off, decode_cache=text|layerwise, "
-        "budgets=exact|published, tau=NUMBER from 0.0001 up, entry_scale=NUMBER from 1 up"
+        "accepted: schedule=auto|paper|calibrated, window_relevance=raw|normalised, merge=on|off, "
+        "decode_cache=text|layerwise, budgets=exact|published, tau=NUMBER from 0.0001 up, "
+        "entry_scale=NUMBER from 1 up"
     )
 
 
@@ -64,7 +67,9 @@ def test_the_default_style_is_the_default_options() -> None:
 
 def test_the_paper_style_is_as_published() -> None:
     found = setup("paper").options
-    assert found == SelectionOptions("raw", False, "text", "published", tau=0.1, entry_scale=1.4, seed=5)
+    assert found == SelectionOptions(
+        "paper", "raw", False, "text", "published", tau=0.1, entry_scale=1.4, seed=5
+    )
 
 
 def test_settings_go_over_the_style() -> None:
