@@ -28,6 +28,7 @@ class LayerCache:
         self._values: list[torch.Tensor | None] = [None] * n_layers
         self._lengths = [0] * n_layers
         self._room = [room] * n_layers
+        self._first_room = room
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -71,6 +72,29 @@ class LayerCache:
         self._keys[layer_idx] = keys.index_select(2, index)
         self._values[layer_idx] = values.index_select(2, index)
         self._lengths[layer_idx] = index.shape[0]
+
+    def fork(self, n_layers: int | None = None, *, drop_last: int = 0) -> "LayerCache":
+        """Another cache that begins with what the first `n_layers` hold (default: all); the rest is empty.
+
+        It leaves out each layer's last `drop_last` tokens. Tensors are shared and nothing is copied, yet
+        growing or trimming one of the two never shows in the other. Raises ValueError for layers or tokens
+        that there are not.
+        """
+        n_layers = len(self._keys) if n_layers is None else n_layers
+        if not 0 <= n_layers <= len(self._keys):
+            raise ValueError(f"cannot fork {n_layers} layers of a cache of {len(self._keys)}")
+        made = LayerCache(len(self._keys), room=self._first_room)
+        for index in range(n_layers):
+            keys, values = self.keys_values(index)
+            if not 0 <= drop_last <= self._lengths[index]:
+                raise ValueError(
+                    f"cannot leave {drop_last} of the {self._lengths[index]} tokens of layer {index} out"
+                )
+            length = self._lengths[index] - drop_last
+            # Views without room: whichever of the two grows moves into a buffer of its own.
+            made._keys[index], made._values[index] = keys[:, :, :length], values[:, :, :length]
+            made._lengths[index] = length
+        return made
 
     def bytes(self) -> int:
         """Bytes of the keys and values held, without the room kept for tokens to come."""

@@ -39,7 +39,7 @@ class Prefilled:
 
     logits:       (V,) float32 for the token that follows the prompt
     cache:        keys and values for the answer's tokens to attend to
-    layer_counts: tokens of each kind that each layer processed, first layer first
+    layer_counts: tokens of each kind that each layer processed, the first that was run first
     drops:        the cuts that were made, in order
     layout:       of the tokens that came out of the last layer
     """
@@ -60,23 +60,35 @@ def prefill(
     *,
     cache: LayerCache | None = None,
     on_layer: Callable[[int, int], None] | None = None,
+    first_layer: int = 1,
+    on_output: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Prefilled:
     """Run embeddings (S, D), laid out as `layout`, through all layers, cutting where `plan` says.
 
     No attention mask is ever built, and the device is waited for only where a middle drop makes a new length.
     `cache` must be empty (default: a new one); `on_layer(done, total)` reports progress.
+
+    Runs that begin alike can share their beginning: `on_output(layer, hidden)` gets each layer's output
+    (1, S, D) before anything is cut from it, and with `first_layer` above 1 the `embeddings` are rows of the
+    output of the layer before it, while `cache` has the layers before it filled already (`LayerCache.fork`).
+    These are not run, and what is cut later stays in their caches: ValueError where `plan` wants it out.
     """
     cache = LayerCache(adapter.n_layers) if cache is None else cache
+    cuts = [layer for layer in plan.cut_layers if layer >= first_layer]
+    if first_layer > 1 and cuts and plan.options.decode_cache == "text":
+        raise ValueError(f"decode_cache=text needs all layers, not those from {first_layer} on")
     layout = layout.to(adapter.device)
     hidden = embeddings[None]
     rotary = adapter.rotary(layout.position)
     layer_counts: list[Counts] = []
     drops: list[DropRecord] = []
 
-    for layer in range(1, adapter.n_layers + 1):
+    for layer in range(first_layer, adapter.n_layers + 1):
         hidden = adapter.run_layer(layer - 1, hidden, rotary, cache)
         layer_counts.append(layout.counts)
-        if layer in plan.cut_layers:
+        if on_output is not None:
+            on_output(layer, hidden)
+        if layer in cuts:
             scores = None
             if layer in plan.score_layers:
                 scores = adapter.last_token_attention(layer - 1, hidden, rotary).to(layout.kind.device)

@@ -22,6 +22,7 @@ RELATIONS = tuple(2.0 ** (step / 2) for step in range(-4, 8))  # R_audio / R_vid
 NEXT_TO_NOTHING = 0.005  # of all tokens
 STEP = 1.5  # how far a neighbour's relation is
 PLACES = 4  # of fractions in a row
+BEST = 1.0  # nothing does better
 
 Measure = Callable[[Sequence[CalibratedRow]], Sequence[float]]
 """How well each plan does, higher is better; all of them on the same questions."""
@@ -241,7 +242,8 @@ def climb(
     """The best plan found at `ratio`, and every one tried.
 
     Measures the `first` plans that the curves like best and the `known` ones (those of a neighbouring ratio,
-    say), then up to `rounds` times the neighbours of the best so far. Of equals the one first tried stays.
+    say), then up to `rounds` times the neighbours of the best so far, until none is better or nothing could
+    be. Of equals the one first tried stays.
     Raises UsageError where no plan is possible.
     """
     waiting = [make_row(ratio, row.audio / row.video, curves.mix, row.late_layer, row.drops) for row in known]
@@ -264,6 +266,8 @@ def climb(
         if top is best:
             break
         best = top
+        if best.measured >= BEST:
+            break
         waiting = neighbours(curves, best.row)
     if best is None:
         raise UsageError(f"no plan at ratio {ratio:g} fits the traced clips", hint="try a larger ratio")

@@ -81,3 +81,62 @@ def test_reading_an_empty_layer_is_an_error() -> None:
         LayerCache(1).keys_values(0)
     with pytest.raises(ValueError, match="at least one layer"):
         LayerCache(0)
+
+
+def _filled(room: int, grown: bool) -> tuple[LayerCache, list[list[torch.Tensor]]]:
+    """A cache of three layers of 6, 5 and 4 tokens, in buffers with room if `grown`, and what it holds."""
+    torch.manual_seed(3)
+    cache = LayerCache(3, room=room)
+    for layer in range(3):
+        cache.update(*_pair(5 - layer if grown else 6 - layer), layer)
+        if grown:
+            cache.update(*_pair(1), layer)
+    return cache, _contents(cache, range(3))
+
+
+def _contents(cache: LayerCache, layers: range) -> list[list[torch.Tensor]]:
+    return [[part.clone() for part in cache.keys_values(layer)] for layer in layers]
+
+
+def _same(a: list[list[torch.Tensor]], b: list[list[torch.Tensor]]) -> bool:
+    return all(torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+
+
+@pytest.mark.parametrize("grown", [False, True])
+@pytest.mark.parametrize("drop_last", [0, 2])
+def test_a_fork_and_its_original_never_see_each_other_s_changes(grown: bool, drop_last: int) -> None:
+    for change in ("grow", "trim"):
+        for changed in ("fork", "original"):
+            cache, held = _filled(8, grown)
+            fork = cache.fork(drop_last=drop_last)
+            kept = [[part[:, :, : part.shape[2] - drop_last] for part in pair] for pair in held]
+            assert _same(_contents(fork, range(3)), kept)
+            one = fork if changed == "fork" else cache
+            for layer in range(3):
+                for _ in range(12):  # beyond the room, so that buffers are replaced as well
+                    if change == "grow":
+                        one.update(*_pair(1), layer)
+                if change == "trim":
+                    one.trim(layer, torch.tensor([0]))
+                    one.update(*_pair(2), layer)
+            other, expected = (cache, held) if changed == "fork" else (fork, kept)
+            assert _same(_contents(other, range(3)), expected)
+
+
+def test_a_fork_shares_memory_and_leaves_later_layers_empty() -> None:
+    cache, _ = _filled(8, False)
+    fork = cache.fork(2)
+    assert fork.lengths == (6, 5, 0)
+    assert fork.keys_values(1)[0].data_ptr() == cache.keys_values(1)[0].data_ptr()
+    keys, values = _pair(3)
+    assert fork.update(keys, values, 2)[0].data_ptr() == keys.data_ptr()
+    assert cache.lengths == (6, 5, 4)
+    assert cache.fork(0).lengths == (0, 0, 0)
+
+
+def test_a_fork_of_what_there_is_not_is_an_error() -> None:
+    cache, _ = _filled(8, False)
+    with pytest.raises(ValueError, match="cannot fork 4 layers of a cache of 3"):
+        cache.fork(4)
+    with pytest.raises(ValueError, match="cannot leave 5 of the 4 tokens of layer 2 out"):
+        cache.fork(drop_last=5)

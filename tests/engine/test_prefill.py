@@ -272,6 +272,80 @@ def test_progress_names_every_layer(
     assert result.cache is cache
 
 
+@pytest.mark.parametrize("first_layer", [1, 2, 4, 6, 7])
+def test_a_run_can_begin_with_what_another_put_out(
+    tiny_adapter: Adapter, layout: TokenLayout, embeddings: torch.Tensor, first_layer: int
+) -> None:
+    """Cutting a kept output and going on equals cutting there in a run of its own, and hurts neither."""
+    outputs = [embeddings]
+    plan = scripted_plan(tiny_adapter.n_layers, layout, (), "layerwise")
+    whole = prefill(
+        tiny_adapter,
+        Scripted({}, layout),
+        plan,
+        embeddings,
+        layout,
+        on_output=lambda layer, hidden: outputs.append(hidden[0]),
+    )
+    assert len(outputs) == tiny_adapter.n_layers + 1
+    kept = random_script(layout, (3,), None)[3]
+    keep = kept.nonzero().squeeze(1)
+    cache = whole.cache.fork(first_layer - 1)
+    resumed = prefill(
+        tiny_adapter,
+        Scripted({}, layout),
+        plan,
+        outputs[first_layer - 1][keep],
+        layout.subset(keep),
+        cache=cache,
+        first_layer=first_layer,
+    )
+    assert len(resumed.layer_counts) == tiny_adapter.n_layers + 1 - first_layer
+    if first_layer == 1:  # nothing comes before it to cut after
+        own = prefill(tiny_adapter, Scripted({}, layout), plan, embeddings[keep], layout.subset(keep))
+    else:
+        own, _ = _run(tiny_adapter, layout, embeddings, {first_layer - 1: kept}, "layerwise")
+    torch.testing.assert_close(resumed.logits, own.logits, atol=1e-5, rtol=0)
+    assert resumed.cache.lengths == own.cache.lengths
+    next_position = int(layout.position.max()) + 1
+    for step, token in enumerate((5, 301)):
+        ours, theirs = (
+            decode_step(tiny_adapter, token, next_position + step, run.cache) for run in (resumed, own)
+        )
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert whole.cache.lengths == (len(layout),) * tiny_adapter.n_layers
+
+
+def test_output_is_told_before_it_is_cut(
+    tiny_adapter: Adapter, layout: TokenLayout, embeddings: torch.Tensor
+) -> None:
+    script = random_script(layout, CUTS, LATE)
+    plan = scripted_plan(tiny_adapter.n_layers, layout, sorted(script), "layerwise")
+    told: dict[int, int] = {}
+    result = prefill(
+        tiny_adapter,
+        Scripted(script, layout),
+        plan,
+        embeddings,
+        layout,
+        on_output=lambda layer, hidden: told.update({layer: hidden.shape[1]}),
+    )
+    assert told == {layer: sum(counts) for layer, counts in enumerate(result.layer_counts, start=1)}
+
+
+def test_a_cache_that_forgets_needs_every_layer(
+    tiny_adapter: Adapter, layout: TokenLayout, embeddings: torch.Tensor
+) -> None:
+    script = random_script(layout, CUTS, LATE)
+    method = Scripted(script, layout)
+    plan = scripted_plan(tiny_adapter.n_layers, layout, sorted(script), "text")
+    with pytest.raises(ValueError, match="decode_cache=text needs all layers"):
+        prefill(tiny_adapter, method, plan, embeddings, layout, first_layer=3)
+    layerwise = scripted_plan(tiny_adapter.n_layers, layout, sorted(script), "layerwise")
+    after = prefill(tiny_adapter, method, layerwise, embeddings, layout, first_layer=LATE + 1)
+    assert after.drops == ()  # cuts after layers that are not run are not made
+
+
 def test_bfloat16_gives_float32_logits(
     make_checkpoint: Callable[[TinySpec], Path], layout: TokenLayout
 ) -> None:

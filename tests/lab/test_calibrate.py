@@ -201,3 +201,9 @@ def test_a_noisy_curve_is_smoothed() -> None:
     assert isinstance(curves_of(trace), Curves)
     assert np.all(np.diff(curves_of(trace).removal["both"]) >= 0)
     assert propose(curves_of(trace), 0.1, 1)[0].late_layer != 3
+
+
+def test_nothing_is_measured_beside_a_plan_that_is_always_right() -> None:
+    best, trials = climb(curves_of(document()), 0.3, lambda rows: [1.0] * len(rows), first=4, rounds=5)
+    assert len(trials) == 4
+    assert best == trials[0].row

@@ -1,0 +1,204 @@
+"""The run of `seats calibrate`: who measures, plan by plan, and the preset at the end."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from seats_cli.cli.ask import leaving_at_once, quieten_libraries
+from seats_cli.cli.console import Table
+from seats_cli.cli.eval_screen import EvalTerminal
+
+if TYPE_CHECKING:
+    from seats_cli.lab.calibrate import Trial
+    from seats_cli.lab.settings import Setting
+    from seats_cli.lab.sweep import Asking, Team
+    from seats_cli.presets import CalibratedRow, Preset
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """One call of `seats calibrate`, checked. `model`: keywords of ModelOptions."""
+
+    trace: Mapping[str, Any]
+    trace_path: Path
+    target: Path
+    manifest: Path | None
+    suite: tuple[int, int, str, float]
+    ratios: tuple[float, ...]
+    first: int
+    rounds: int
+    tolerance: float
+    preset: str | None
+    settings: Mapping[str, str]
+    asking: "Asking"
+    model: Mapping[str, Any]
+    workers: int | None
+    as_json: bool
+
+
+def run_calibration(terminal: EvalTerminal, request: CalibrateRequest) -> int:
+    """Search, print what was found, write the preset. Returns the exit code."""
+    from seats_cli.lab.calibrate import climb, curves_of
+    from seats_cli.lab.manifest import read_manifest
+
+    samples = None
+    if request.manifest is not None:
+        samples = read_manifest(request.manifest, need_answers=False)
+    curves = curves_of(request.trace)
+    with ExitStack() as stack:
+        progress = stack.enter_context(terminal.counting("answers"))
+        quieten_libraries(terminal)
+        with leaving_at_once(terminal):
+            from seats_cli.lab.sweep import Listener, manifest_tasks, suite_tasks
+            from seats_cli.lab.trials import Trials, on_disk, with_answers
+
+        tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)
+        gather = gatherer(terminal, request, len(tasks))
+        listener = Listener(progress=progress, warn=lambda message, clip: terminal.warn(message))
+        tasks = stack.enter_context(on_disk(tasks))
+        tasks = with_answers(gather, tasks, request.asking, request.preset, listener)
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="seats-trials-")))
+        base = base_of(request)
+        measure = Trials(tasks, request.asking, base, request.settings, folder, gather, listener)
+        found: list[CalibratedRow] = []
+        trials: list[Trial] = []
+        for ratio in request.ratios:
+            best, tried = climb(
+                curves,
+                ratio,
+                measure,
+                first=request.first,
+                rounds=request.rounds,
+                known=found[-1:],
+                tell=lambda trial: terminal.detail(described(trial)),
+            )
+            found.append(best)
+            trials += tried
+            terminal.note(f"ratio {ratio:g}: {described(max(tried, key=lambda trial: trial.measured))}")
+    n_samples = sum(len(task.samples) for task in tasks)
+    write(terminal, request, base, found, f"{len(trials)} plans on {n_samples} questions, {len(tasks)} clips")
+    show(terminal, request, found, trials)
+    return 0
+
+
+def gatherer(
+    terminal: EvalTerminal, request: CalibrateRequest, n_clips: int
+) -> "Callable[[Sequence[Setting]], AbstractContextManager[Team]]":
+    """Who answers: workers, made anew for every batch of plans, or one session that stays."""
+    from seats_cli.lab.sweep import Alone, describe
+    from seats_cli.lab.workers import Crew, choose_workers
+
+    model = request.model
+    devices = choose_workers(request.workers, n_clips, model["device"], model["model"])
+    if len(devices) > 1:
+
+        @contextmanager
+        def crew(settings: "Sequence[Setting]") -> "Iterator[Team]":
+            with Crew(
+                devices, model, settings, request.asking, warn=terminal.warn, log=lambda _: None
+            ) as team:
+                yield team
+
+        return crew
+    with leaving_at_once(terminal):
+        from seats_cli.session import ModelOptions, Session
+    session = Session(ModelOptions(**model), note=lambda _: None, warn=terminal.warn)
+
+    @contextmanager
+    def alone(settings: "Sequence[Setting]") -> "Iterator[Team]":
+        yield Alone(session, settings, request.asking, describe(session, settings, request.asking))
+
+    return alone
+
+
+def base_of(request: CalibrateRequest) -> "Preset":
+    """The preset that the rows go into: the traced checkpoint's, its paper-like schedule from the trace."""
+    from seats_cli.lab.boundaries import propose
+    from seats_cli.lab.preset_file import base_preset, trace_provenance, traced_preset
+
+    base, found = base_preset(request.trace), propose(request.trace, request.tolerance)
+    schedule = found.schedule(request.trace["n_layers"], base.schedule) if found.found else base.schedule
+    return traced_preset(request.trace, base, schedule, provenance=trace_provenance(request.trace, found))
+
+
+def write(
+    terminal: EvalTerminal,
+    request: CalibrateRequest,
+    base: "Preset",
+    rows: "Sequence[CalibratedRow]",
+    searched: str,
+) -> None:
+    """The preset file, which then also says how the rows were found."""
+    from seats_cli.presets.writing import write_preset
+
+    source = f"{searched}; {command()}" if command() else searched
+    made = replace(
+        base, calibrated=tuple(reversed(rows)), provenance={**base.provenance, "calibrated": source}
+    )
+    heading = f"Written by `seats calibrate`; use it as --preset {request.target.name}."
+    write_preset(made, request.target, heading=heading)
+    terminal.note(f"written: {request.target}, for --preset {request.target}")
+
+
+def show(
+    terminal: EvalTerminal,
+    request: CalibrateRequest,
+    rows: "Sequence[CalibratedRow]",
+    trials: "Sequence[Trial]",
+) -> None:
+    """The plans found, as a table or with every one tried as JSON."""
+    if request.as_json:
+        terminal.document(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "command": command(),
+                "trace": str(request.trace_path),
+                "rows": [asdict(row) for row in rows],
+                "trials": [asdict(trial) for trial in trials],
+            }
+        )
+        return
+    measured = {trial.row: trial.measured for trial in trials}
+    lines = tuple(
+        (
+            f"{row.ratio:g}",
+            f"{row.video:.3f}",
+            f"{row.audio:.3f}",
+            drops_in_words(row),
+            str(row.late_layer or "none"),
+            f"{100 * measured[row]:.1f}",
+        )
+        for row in rows
+    )
+    columns = ("ratio", "video", "audio", "drops", "late layer", "accuracy %")
+    terminal.report(
+        Table("the best plans found: mean retention of each kind, where tokens leave", columns, lines)
+    )
+
+
+def described(trial: "Trial") -> str:
+    """A trial in one line."""
+    row = trial.row
+    return (
+        f"video {row.video:.3f}, audio {row.audio:.3f}, drops {drops_in_words(row)}, "
+        f"late layer {row.late_layer or 'none'}: {100 * trial.measured:.1f}% "
+        f"(predicted {100 * trial.predicted:.1f})"
+    )
+
+
+def drops_in_words(row: "CalibratedRow") -> str:
+    """ "5: 50/25" keeps half of video and a quarter of audio after layer 5."""
+    parts = [f"{d.after_layer}: {100 * d.video:g}/{100 * d.audio:g}" for d in row.drops]
+    return ", ".join(parts) or "none"
+
+
+def command() -> str:
+    """What was typed, or nothing where it was no command line."""
+    return shlex.join(["seats", *sys.argv[1:]]) if "calibrate" in sys.argv else ""

@@ -1,0 +1,124 @@
+"""The document of a trace: from the records of questions to curves, and a saved one read again.
+
+agreement      the share of questions whose greedy answer is, to the token, the one with all tokens
+log_likelihood the mean over questions of the mean natural logarithm of that answer's token probabilities
+probability    the mean over questions of the probability of that answer, its end included
+accuracy       the mean over families of the share right, as `seats eval` has it; null unless every question
+               has an answer to compare with
+low, high      95% interval, bootstrap over clips, of the measure: accuracy where there is one, else agreement
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seats_cli.errors import UsageError
+from seats_cli.lab.records import Record
+from seats_cli.lab.results import Estimate, estimate
+from seats_cli.lab.tracing import CURVES, KINDS
+
+SCHEMA_VERSION = 1
+PLACES = {
+    "removal": ("kind", "layer"),
+    "choice": ("kind", "after_layer", "keep"),
+    "entry": ("kind", "entry"),
+}
+NEEDED = ("n_layers", "measure", "model", "full", "counts", *CURVES)
+
+Document = dict[str, Any]
+
+
+def measure_of(records: Sequence[Record]) -> str:
+    """What a trace of these questions is read by: "accuracy" if all have answers, else "agreement"."""
+    return "accuracy" if all(record["expected"] for record in records) else "agreement"
+
+
+def curves_of_records(records: Iterable[Record], n_layers: int) -> Document:
+    """The measured part of a document, of the records without an error; at least one."""
+    good = [record for record in records if record["error"] is None]
+    measure = measure_of(good)
+    clips = tuple(dict.fromkeys(record["clip"] for record in good))
+    found: Document = {
+        "n_layers": n_layers,
+        "measure": measure,
+        "samples": len(good),
+        "clips": len(clips),
+        "counts": {kind: _mean(record["tokens"][kind] for record in good) for kind in KINDS[:2]},
+        "full": _row(clips, measure, [(record, record["full"]) for record in good]),
+    }
+    for curve, names in PLACES.items():
+        points: dict[tuple[Any, ...], list[tuple[Record, Mapping[str, Any]]]] = {}
+        for record in good:
+            for outcome in record.get(curve, ()):
+                place = tuple(outcome[name] for name in names)
+                points.setdefault(place, []).append((record, outcome))
+        order = sorted(points, key=lambda place: (KINDS.index(place[0]), *place[1:]))
+        found[curve] = [
+            {**dict(zip(names, place, strict=True)), **_row(clips, measure, points[place])} for place in order
+        ]
+    looks = [record["attention"] for record in good if record.get("attention")]
+    found["attention"] = [
+        {"layer": rows[0]["layer"], **{k: _mean(row[k] for row in rows) for k in ("video", "audio", "text")}}
+        for rows in zip(*looks, strict=True)
+    ]
+    return found
+
+
+def _row(
+    clips: Sequence[str], measure: str, outcomes: Sequence[tuple[Record, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """One point's numbers over the questions that have it."""
+    agreement = _share(clips, outcomes, lambda record, outcome: (outcome["agreement"], ""))
+    value = agreement
+    if measure == "accuracy":
+        value = _share(clips, outcomes, lambda record, outcome: (outcome["correct"], record["family"]))
+    return {
+        "accuracy": value.value if measure == "accuracy" else None,
+        "agreement": agreement.value,
+        "log_likelihood": _mean(outcome["log_likelihood"] for _, outcome in outcomes),
+        "probability": _mean(outcome["probability"] for _, outcome in outcomes),
+        "low": value.low,
+        "high": value.high,
+        "n": len(outcomes),
+    }
+
+
+def _share(
+    clips: Sequence[str],
+    outcomes: Sequence[tuple[Record, Mapping[str, Any]]],
+    told: Callable[[Record, Mapping[str, Any]], tuple[bool, str]],
+) -> Estimate:
+    """The mean over families of the share for which it holds. `told`: (whether it holds, family)."""
+    rows = []
+    for record, outcome in outcomes:
+        holds, family = told(record, outcome)
+        rows.append({"clip": record["clip"], "family": family, "correct": holds})
+    return estimate(clips, [rows], lambda values: values[0])
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known)
+
+
+# ---- on disk ----------------------------------------------------------------------------------------------
+
+
+def read_document(path: Path) -> Document:
+    """A trace that `seats trace --json` printed. Raises UsageError for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the trace {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}", hint=_WRITTEN_BY) from None
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if version is None or not all(key in value for key in NEEDED):
+        raise UsageError(f"{path} is no trace", hint=_WRITTEN_BY)
+    if version != SCHEMA_VERSION:
+        raise UsageError(f"{path} is a trace of version {version}; this seats reads {SCHEMA_VERSION}")
+    return dict(value)
+
+
+_WRITTEN_BY = "a trace is what `seats trace --json` prints"

@@ -1,0 +1,102 @@
+"""How well plans do on clips: what the optimiser of `calibrate.py` asks."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from seats_cli.errors import SeatsError
+from seats_cli.lab.records import Record
+from seats_cli.lab.results import summarise
+from seats_cli.lab.settings import FULL, Setting
+from seats_cli.lab.suite import rendered
+from seats_cli.lab.sweep import Asking, ClipTask, Listener, Team, by_setting, keys_of, sweep
+from seats_cli.presets import CalibratedRow, Preset
+from seats_cli.presets.writing import write_preset
+
+Gather = Callable[[Sequence[Setting]], AbstractContextManager[Team]]
+"""Who answers questions under these settings."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Measures plans: each row's accuracy over the tasks, as `seats eval` would report it.
+
+    preset:   whose calibrated rows are tried, one file a row, written to `folder`
+    settings: of every trial, as `--set` gives them
+    """
+
+    tasks: Sequence[ClipTask]
+    asking: Asking
+    preset: Preset
+    settings: Mapping[str, str]
+    folder: Path
+    gather: Gather
+    listener: Listener = field(default_factory=Listener)
+
+    def __call__(self, rows: Sequence[CalibratedRow]) -> list[float]:
+        """The mean over families of the share right, of each row. Raises SeatsError where nothing ran."""
+        pairs = tuple(sorted({**self.settings, "schedule": "calibrated"}.items()))
+        settings = []
+        for number, row in enumerate(rows):
+            path = self.folder / f"trial-{number}.yaml"
+            write_preset(replace(self.preset, calibrated=(row,)), path)
+            settings.append(Setting("seats", row.ratio, str(path), pairs))
+        found = summarise(run(self.gather, self.tasks, settings, self.asking, self.listener))
+        for result in found:
+            if result.accuracy is None:
+                why = result.error or f"{result.failed} questions failed"
+                raise SeatsError(f"a plan at ratio {result.ratio:g} could not be measured: {why}")
+        return [result.accuracy or 0.0 for result in found]
+
+
+def run(
+    gather: Gather, tasks: Sequence[ClipTask], settings: Sequence[Setting], asking: Asking, listener: Listener
+) -> dict[Setting, list[Record]]:
+    """Every question under every setting."""
+    kept: dict[str, Record] = {}
+    with gather(settings) as team:
+        keys = keys_of(tasks, settings, asking, team.described)
+        sweep(team, tasks, keys, kept, listener)
+    return by_setting(settings, keys, kept)
+
+
+def with_answers(
+    gather: Gather, tasks: Sequence[ClipTask], asking: Asking, preset: str | None, listener: Listener
+) -> list[ClipTask]:
+    """The tasks whose samples all have an answer to compare with: where one has none, the one that full
+    tokens give. Samples that cannot be asked are left out."""
+    if all(sample.answers for task in tasks for sample in task.samples):
+        return list(tasks)
+    full = Setting(FULL, 1.0, preset)
+    records = run(gather, tasks, [full], asking, listener)[full]
+    said = {record["id"]: record["answer"] for record in records if record["error"] is None}
+    found = []
+    for task in tasks:
+        samples = tuple(
+            sample if sample.answers else replace(sample, answers=(said[sample.id],))
+            for sample in task.samples
+            if sample.id in said
+        )
+        if samples:
+            found.append(replace(task, samples=samples))
+    return found
+
+
+@contextmanager
+def on_disk(tasks: Sequence[ClipTask]) -> Iterator[list[ClipTask]]:
+    """The tasks with every clip of the suite rendered once, in a folder that is gone after the block."""
+    with TemporaryDirectory(prefix="seats-trials-") as place:
+        found = []
+        for task in tasks:
+            if task.made is None:
+                found.append(task)
+                continue
+            path = Path(place) / f"{task.made.name}.mp4"
+            with rendered(task.made, Path(place)) as made:
+                shutil.move(made, path)
+            samples = tuple(replace(sample, media=path) for sample in task.samples)
+            found.append(ClipTask(task.clip, samples))
+        yield found
