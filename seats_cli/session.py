@@ -6,7 +6,6 @@ path -> media.Clip -> prompt: TokenLayout -> encoders: embeddings + saliency -> 
 `Session.read` stops behind the encoders, so that many questions about one clip share what they cost.
 """
 
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -18,8 +17,9 @@ import torch
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.decode import DecodeOptions, Generation, answer_log_likelihood
 from seats_cli.engine.encode import EncodedMedia, OnStage, encode, encode_all
+from seats_cli.engine.memory import explained_memory
 from seats_cli.engine.prefill import Prefilled, prefill
-from seats_cli.errors import DeviceError, MediaRange, UsageError
+from seats_cli.errors import MediaRange, UsageError
 from seats_cli.measure import report as reporting
 from seats_cli.measure.clock import Stopwatch, peak_memory, reset_peak_memory
 from seats_cli.measure.compute import kv_bytes, prefill_flops
@@ -441,36 +441,6 @@ def media_record(media: str | Path, clip: Clip, mtime: float) -> dict[str, Any]:
         "readable_fraction": clip.readable_fraction,
         "frames_replaced": clip.frames_replaced,
     }
-
-
-# How PyTorch and CUDA's libraries say it where they do not raise OutOfMemoryError.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_STATUS_ALLOC_FAILED")
-
-
-@contextmanager
-def explained_memory() -> Iterator[None]:
-    """Turn running out of memory into a DeviceError with advice, after giving back what was cached."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(error) from error
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _NO_MEMORY):
-            raise
-        raise _out_of_memory(error) from error
-
-
-def _out_of_memory(error: BaseException) -> DeviceError:
-    # Else the error itself would hold the tensors that did not fit.
-    traceback.clear_frames(error.__traceback__)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    first_line = str(error).split("\n")[0]
-    return DeviceError(
-        f"out of memory: {first_line}" if first_line else "out of memory",
-        hint="lower --max-frames, --fps or --ratio, ask about a part with --start/--end, or use "
-        "--dtype bfloat16",
-    )
 
 
 def ask(media: str | Path, question: str, **options: Any) -> Answer:

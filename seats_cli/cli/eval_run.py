@@ -243,9 +243,14 @@ def title(request: EvalRequest, outcome: Outcome) -> str:
 
 
 def document(request: EvalRequest, outcome: Outcome, rows: "Sequence[Row]") -> dict[str, Any]:
-    """What --json prints: each row with what its setting came to on this model, and which samples it got
-    right: a character each, 1 right, 0 wrong, - no answer."""
-    resolved = dict(zip(request.settings, outcome.described.resolved, strict=True))
+    """What --json prints. Each row says which samples it got right, a character each (1 right, 0 wrong, - no
+    answer), and by its place in `resolved` what its setting came to on this model."""
+    resolved: list[dict[str, Any]] = []
+    places = {}
+    for setting, came_to in zip(request.settings, outcome.described.resolved, strict=True):
+        if dict(came_to) not in resolved:
+            resolved.append(dict(came_to))
+        places[setting] = resolved.index(dict(came_to))
     samples = [sample.id for task in outcome.tasks for sample in task.samples]
     typed = {"command": shlex.join(["seats", *sys.argv[1:]])} if "eval" in sys.argv else {}
     return {
@@ -255,11 +260,12 @@ def document(request: EvalRequest, outcome: Outcome, rows: "Sequence[Row]") -> d
         "environment": {**outcome.described.environment, "workers": outcome.workers},
         "options": {**request.model, **request.options},
         "samples": samples,
+        "resolved": resolved,
         "rows": [
             {
                 **row.to_json(),
                 "right": marks(samples, outcome.records[row.setting]),
-                "resolved": dict(resolved[row.setting]),
+                "resolved": places[row.setting],
             }
             for row in rows
         ],

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from seats_cli.errors import UsageError
+from seats_cli.lab.boundaries import never_falling
 from seats_cli.presets import CalibratedDrop, CalibratedRow
 
 KINDS = ("video", "audio")
@@ -91,14 +92,8 @@ def curves_of(document: Mapping[str, Any], measure: str = "probability") -> Curv
 
 
 def rising(values: np.ndarray) -> np.ndarray:
-    """The nearest sequence in least squares that never falls, at most 1 (pool adjacent violators)."""
-    blocks: list[tuple[float, int]] = []
-    for value in np.minimum(values, 1.0).tolist():
-        blocks.append((value, 1))
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (low, n), (high, m) = blocks[-2:]
-            blocks[-2:] = [((low * n + high * m) / (n + m), n + m)]
-    return np.repeat([value for value, _ in blocks], [n for _, n in blocks])
+    """The nearest sequence in least squares that never falls, of values cut off at 1."""
+    return np.array(never_falling(np.minimum(values, 1.0).tolist()))
 
 
 # ---- one plan ---------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ class RecordFile:
 
     def _foreign(self, line: int) -> UsageError:
         return UsageError(
-            f"{self.path}: line {line} is not a record of seats eval, so nothing is written to this file",
+            f"{self.path}: line {line} is no record of seats eval or trace; nothing is written to this file",
             hint="give a new file to -o, or the one that an earlier run wrote",
         )
 

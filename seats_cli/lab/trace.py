@@ -20,6 +20,7 @@ import torch
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.decode import DecodeOptions, Generation, TextStream
 from seats_cli.engine.encode import encode
+from seats_cli.engine.memory import explained_memory
 from seats_cli.engine.prefill import Prefilled, prefill
 from seats_cli.errors import MediaError, SeatsError
 from seats_cli.lab.manifest import Sample
@@ -36,7 +37,7 @@ from seats_cli.selection.methods import METHODS
 from seats_cli.selection.options import SelectionOptions
 from seats_cli.selection.plan import ClipCounts, Kind, Plan, keep_total
 from seats_cli.selection.planning import KindPlan, assemble, full_plan, kinds_of
-from seats_cli.session import AskOptions, ReadClip, Session, clip_counts, explained_memory
+from seats_cli.session import AskOptions, ReadClip, Session, clip_counts
 
 FULL_METHOD = METHODS["full"]
 CODES: dict[str, tuple[int, ...]] = {"video": (VIDEO,), "audio": (AUDIO,), "both": (VIDEO, AUDIO)}

@@ -1,24 +1,16 @@
 """Who traces: a session in this process, or several in others, as `seats eval` has them."""
 
-import multiprocessing
-import os
-import signal
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from seats_cli.errors import SeatsError, unexpected
 from seats_cli.lab.records import Record
 from seats_cli.lab.settings import Setting
-from seats_cli.lab.sweep import ClipTask, Described, Job, Listener, describe
+from seats_cli.lab.sweep import Asking, ClipTask, Described, Job, Listener, describe
 from seats_cli.lab.trace import trace_clip
 from seats_cli.lab.tracing import Tracing
-from seats_cli.lab.workers import Crew, Recipe, Work, Worker, _interrupts_held_back, _send, _session
+from seats_cli.lab.workers import Crew, Work
 from seats_cli.measure.report import jsonable
 from seats_cli.session import Session
 
@@ -59,41 +51,25 @@ class TracingAlone:
                 yield index, job, record
 
 
+def trace_work(
+    session: Session,
+    task: ClipTask,
+    jobs: Sequence[Job],
+    settings: Sequence[Setting],
+    asking: Asking,
+    folder: Path | None = None,
+) -> Iterator[tuple[Job, Record]]:
+    """`trace_clip` as workers call it: a trace has one setting."""
+    return trace_clip(session, task, jobs, settings[0], cast(Tracing, asking), folder)
+
+
+def describe_work(session: Session, settings: Sequence[Setting], asking: Asking) -> Described:
+    """`describe_trace`, likewise."""
+    return describe_trace(session, settings[0], cast(Tracing, asking))
+
+
 class TracingCrew(Crew):
     """Processes that trace, each with a session of its own."""
 
-    def _hire(self, device: str) -> Worker:
-        model = {**self._model, "device": device}
-        recipe = Recipe(model, self._threads, self._settings, self._asking, Path(self._place.name))
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=serve_traces, args=(there, recipe), daemon=True)
-        with _interrupts_held_back():
-            process.start()
-        there.close()  # so that the worker's death closes the pipe
-        return Worker(device, process, here)
-
-
-def serve_traces(link: Connection, recipe: Recipe) -> None:
-    """What `workers.serve` does, for traces."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if recipe.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(recipe.threads)
-    setting, tracing = recipe.settings[0], cast(Tracing, recipe.asking)
-    try:
-        session: Any = _session(link, recipe)
-        link.send(("hello", describe_trace(session, setting, tracing)))
-        while (message := link.recv()) is not None:
-            task, jobs = message
-            for job, record in trace_clip(session, task, jobs, setting, tracing, recipe.folder):
-                link.send(("record", job, record))
-            link.send(("done",))
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # nobody is there any more
-        with suppress(OSError):  # another worker is not done yet: it will take the folder away
-            recipe.folder.rmdir()
-        sys.exit(1)
-    except Exception as error:
-        shown = error if isinstance(error, SeatsError) else unexpected(error)
-        shown.add_note(traceback.format_exc())  # travels with it, for --debug
-        shown.__cause__ = None
-        _send(link, ("failed", shown))
+    describes = staticmethod(describe_work)
+    runs = staticmethod(trace_work)

@@ -38,7 +38,7 @@ class SelectionOptions:
 
     schedule: ScheduleSource = "auto"
     window_relevance: WindowRelevance = "normalised"
-    merge: bool = False
+    merge: bool = True
     decode_cache: DecodeCache = "layerwise"
     budgets: Budgets = "exact"
     tau: float = 0.1

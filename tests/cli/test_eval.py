@@ -82,7 +82,7 @@ WRONG = [
     (["good.jsonl", "--clips", "3"], "--clips: of the built-in suite, but a manifest was given"),
     (["-o", "."], "is a folder"),
     (["-o", "none/out.jsonl"], "there is no folder none"),
-    (["-o", "good.jsonl"], "good.jsonl: line 1 is not a record of seats eval"),
+    (["-o", "good.jsonl"], "good.jsonl: line 1 is no record of seats eval"),
     (["--convert", "videomme"], "needs the benchmark's annotation file"),
     (["--media-dir", "."], "--media-dir goes with --convert"),
 ]
@@ -176,7 +176,14 @@ def test_json_has_a_row_a_setting_with_all_that_was_measured(
         assert row["overall"] == row["right"].count("1") / 4
     assert document["rows"][0]["retention"] == 1.0
     assert document["rows"][1]["retention"] == pytest.approx(0.5, abs=0.03)
-    assert document["rows"][2]["resolved"]["options"]["merge"] is True
+    resolved = [document["resolved"][row["resolved"]] for row in document["rows"]]
+    assert [came_to.get("options", {}).get("merge") for came_to in resolved] == [
+        None,
+        False,
+        True,
+        False,
+        True,
+    ]
     assert [row["against"] and row["against"]["method"] for row in document["rows"]] == [
         None,
         "fixed",

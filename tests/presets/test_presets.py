@@ -103,7 +103,7 @@ def test_the_rule_leaves_the_first_half_alone(n_layers: int) -> None:
 
 def test_styles() -> None:
     assert load_style("paper").options["budgets"] == "published"
-    assert load_style("default").options["merge"] == "off"
+    assert load_style("default").options["merge"] == "on"
     assert isinstance(load_any("paper"), Style)
     with pytest.raises(UsageError, match="no model's preset"):
         load_preset("paper")
