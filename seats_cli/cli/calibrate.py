@@ -100,6 +100,8 @@ def calibrate(
         raise UsageError(f"cannot write {preset_file}: no such folder, or a folder itself")
     suite = suite_opt.chosen_suite(manifest, clips, suite_seed, split, seconds, DEFAULT_SUITE)
     fixed = opt.merged_settings(ctx.meta.get(SETTINGS_KEY, {}), settings)
+    if "schedule" in fixed:
+        raise UsageError("the schedule is what is searched for", hint="leave schedule out of --set")
     check_selection(preset, fixed)
     asked = sorted(set(numbers(ratios)), reverse=True)
     if asked[0] >= 1:

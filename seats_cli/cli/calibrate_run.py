@@ -16,7 +16,7 @@ from seats_cli.cli.eval_screen import EvalTerminal
 if TYPE_CHECKING:
     from seats_cli.lab.calibrate import Trial
     from seats_cli.lab.settings import Setting
-    from seats_cli.lab.sweep import Asking, Team
+    from seats_cli.lab.sweep import Asking, Described, Team
     from seats_cli.presets import CalibratedRow, Preset
 
 SCHEMA_VERSION = 1
@@ -66,7 +66,9 @@ def run_calibration(terminal: EvalTerminal, request: CalibrateRequest) -> int:
         tasks = with_answers(gather, tasks, request.asking, request.preset, listener)
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="seats-trials-")))
         base = base_of(request)
-        measure = Trials(tasks, request.asking, base, request.settings, folder, gather, listener)
+        settings = {**style_options(request.preset), **request.settings}
+        settings.pop("schedule", None)
+        measure = Trials(tasks, request.asking, base, settings, folder, gather, listener)
         found: list[CalibratedRow] = []
         trials: list[Trial] = []
         for ratio in request.ratios:
@@ -104,6 +106,7 @@ def gatherer(
             with Crew(
                 devices, model, settings, request.asking, warn=terminal.warn, log=lambda _: None
             ) as team:
+                check_same_model(request.trace, team.described)
                 yield team
 
         return crew
@@ -113,7 +116,9 @@ def gatherer(
 
     @contextmanager
     def alone(settings: "Sequence[Setting]") -> "Iterator[Team]":
-        yield Alone(session, settings, request.asking, describe(session, settings, request.asking))
+        described = describe(session, settings, request.asking)
+        check_same_model(request.trace, described)
+        yield Alone(session, settings, request.asking, described)
 
     return alone
 
@@ -122,10 +127,35 @@ def base_of(request: CalibrateRequest) -> "Preset":
     """The preset that the rows go into: the traced checkpoint's, its paper-like schedule from the trace."""
     from seats_cli.lab.boundaries import propose
     from seats_cli.lab.preset_file import base_preset, trace_provenance, traced_preset
+    from seats_cli.presets import Preset, load_any
 
-    base, found = base_preset(request.trace), propose(request.trace, request.tolerance)
-    schedule = found.schedule(request.trace["n_layers"], base.schedule) if found.found else base.schedule
+    asked = None if request.preset is None else load_any(request.preset)
+    base = asked if isinstance(asked, Preset) else base_preset(request.trace)
+    found = propose(request.trace, request.tolerance)
+    if not found.found:
+        return replace(base, status="calibrated")
+    schedule = found.schedule(request.trace["n_layers"], base.schedule)
     return traced_preset(request.trace, base, schedule, provenance=trace_provenance(request.trace, found))
+
+
+def style_options(preset: str | None) -> Mapping[str, str]:
+    """The options of a style that was asked for; a model's preset keeps its own."""
+    from seats_cli.presets import Style, load_any
+
+    loaded = None if preset is None else load_any(preset)
+    return loaded.options if isinstance(loaded, Style) else {}
+
+
+def check_same_model(trace: Mapping[str, Any], described: "Described") -> None:
+    """Raise UsageError unless the trace is of the model that the plans are measured on."""
+    from seats_cli.errors import UsageError
+
+    traced, model = trace["model"], described.model
+    if traced["weights"] != model["weights"] or traced["model_type"] != model["family"]:
+        raise UsageError(
+            f"the trace is of {traced['name']}, and not of {model['model']} as it is now",
+            hint="name the traced checkpoint with --model, or trace this one first",
+        )
 
 
 def write(

@@ -70,13 +70,21 @@ def run_sweep(terminal: EvalTerminal, request: EvalRequest) -> int:
         progress = stack.enter_context(terminal.counting("answers"))
         quieten_libraries(terminal)
         with leaving_at_once(terminal):
-            from seats_cli.lab.sweep import by_setting, keys_of, manifest_tasks, suite_tasks, sweep
+            from seats_cli.lab.sweep import (
+                by_setting,
+                check_caps,
+                keys_of,
+                manifest_tasks,
+                suite_tasks,
+                sweep,
+            )
             from seats_cli.lab.workers import choose_workers
 
             tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)
             model = request.model
             devices = choose_workers(request.workers, len(tasks), model["device"], model["model"])
         team = gather(terminal, request, devices, stack)
+        check_caps(request.settings, team.described)
         if request.manifest is not None and model["model"] == opt.EMBEDDED_MODEL:
             terminal.note(EMBEDDED_NOTICE)
         if model["load_format"] == "dummy":

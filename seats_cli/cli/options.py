@@ -222,7 +222,7 @@ ScheduleOption = Annotated[
         envvar="SEATS_SCHEDULE",
         rich_help_panel=TOKENS_PANEL,
         help="Where tokens leave: paper (the published decay), calibrated (the best measured on this "
-        "checkpoint, by seats trace), or auto: calibrated where the preset has it.",
+        "checkpoint, by seats calibrate), or auto: calibrated where the preset has it.",
     ),
 ]
 SetOption = Annotated[

@@ -16,15 +16,15 @@ ManifestArgument = Annotated[
     typer.Argument(
         metavar="MANIFEST",
         show_default=False,
-        help="Questions, one JSON object a line: media, question, answer; options, family, id, start and end "
-        "where they apply. Without one, the built-in suite.",
+        help="Questions, one JSON object a line: media, question, answer (seats trace also does without); "
+        "options, family, id, start and end where they apply. Without one, the built-in suite.",
     ),
 ]
 ClipsOption = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        parser=opt.number(least=1, whole=True),
+        parser=opt.number(least=1, most=10**5, whole=True),
         rich_help_panel=SUITE_PANEL,
         show_default="40; 20 to trace and calibrate",
         help="Clips of the suite, each with about 14 questions.",

@@ -24,36 +24,10 @@ WITH_FROM = ("source", "tolerance", "plot", "write_preset", "as_json", "quiet", 
 
 def trace(
     ctx: typer.Context,
-    manifest: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="MANIFEST",
-            show_default=False,
-            help="Questions, one JSON object a line: media, question; answer, options, family, id, start and "
-            "end where there are such. Without one, the built-in suite.",
-        ),
-    ] = None,
-    clips: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            parser=opt.number(least=1, whole=True),
-            rich_help_panel=suite_opt.SUITE_PANEL,
-            show_default="20",
-            help="Clips of the suite, each with about 14 questions.",
-        ),
-    ] = None,
+    manifest: suite_opt.ManifestArgument = None,
+    clips: suite_opt.ClipsOption = None,
     suite_seed: suite_opt.SuiteSeedOption = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPLIT",
-            parser=opt.one_of(suite_opt.SPLITS),
-            rich_help_panel=suite_opt.SUITE_PANEL,
-            show_default="dev",
-            help="dev to choose by, test to report, ood for voices of another kind.",
-        ),
-    ] = None,
+    split: suite_opt.SplitOption = None,
     seconds: suite_opt.SecondsOption = None,
     source: Annotated[
         Path | None,
@@ -87,7 +61,7 @@ def trace(
         typer.Option(
             "--questions-per-clip",
             metavar="N",
-            parser=opt.number(least=1, whole=True),
+            parser=opt.number(least=1, most=10**5, whole=True),
             rich_help_panel=TRACE_PANEL,
             show_default="all",
             help="No more questions of a clip than these, families taking turns.",

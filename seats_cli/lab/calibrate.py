@@ -64,6 +64,17 @@ def curves_of(document: Mapping[str, Any], measure: str = "probability") -> Curv
             f"this trace has no {' and no '.join(missing) or measure} to calibrate from",
             hint="trace again with --curves removal,choice,entry",
         )
+    partial = [
+        row
+        for name in ("removal", "choice", "entry")
+        for row in document[name]
+        if row["n"] != document["full"]["n"]
+    ]
+    if partial:  # their share of full would be of other questions than full's own
+        raise UsageError(
+            f"some curves of this trace are of {partial[0]['n']} of its {document['full']['n']} questions",
+            hint="trace clips that all have both video and audio",
+        )
     n_layers, counts = document["n_layers"], document["counts"]
     if not (counts["video"] and counts["audio"]):
         raise UsageError(

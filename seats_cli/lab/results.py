@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from seats_cli.errors import UsageError
 from seats_cli.lab.records import Record, has_failed, is_unplanned
-from seats_cli.lab.settings import FULL, Setting
+from seats_cli.lab.settings import FULL, PRESET, Setting, told
 
 RESAMPLES = 2000
 BLOCK = 100  # resamples at a time: bounds memory
@@ -38,9 +39,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Against:
-    """How a row does against another method's, in points of accuracy, paired by clip."""
+    """How a row does against another method's, in points of accuracy, paired by clip.
+
+    settings: what the other row was told, its preset among it; empty where nothing
+    """
 
     method: str
+    settings: Mapping[str, str]
     points: float | None
     low: float | None
     high: float | None
@@ -96,7 +101,7 @@ class Row:
 
 def summarise(records: Mapping[Setting, Sequence[Record]], *, against: str = FULL) -> tuple[Row, ...]:
     """A row a setting, in the order given. `against`: the method that `Row.against` compares with, at the
-    same ratio and in the same variant where it has one."""
+    same ratio and in the same variant (see `base_of`)."""
     settings = tuple(records)
     answered = {
         setting: {record["id"]: record for record in found if record["error"] is None}
@@ -113,13 +118,22 @@ def summarise(records: Mapping[Setting, Sequence[Record]], *, against: str = FUL
 
 
 def base_of(setting: Setting, settings: Sequence[Setting], method: str) -> Setting | None:
-    """The setting to compare with: `method` at the same ratio (`full` has but one) and in the same variant,
-    else in its first. A row of `method` itself is compared with its own first variant; None for that one."""
+    """The setting to compare with: `method` at the same ratio (`full` has but one) and in the same variant.
+
+    The same variant is what its preset and settings come to for `method`, which may read fewer. Where
+    that was not run, it is the only row that `method` has, or None: of several none is right. A row of
+    `method` itself is compared with its own first variant; None for that one.
+    """
     of_method = [s for s in settings if s.method == method and (method == FULL or s.ratio == setting.ratio)]
     if not of_method or setting == of_method[0]:
         return None
-    alike = [s for s in of_method if (s.preset, s.settings) == (setting.preset, setting.settings)]
-    return alike[0] if alike and setting.method != method else of_method[0]
+    if setting.method == method or len(of_method) == 1:
+        return of_method[0]
+    try:
+        same = told(method, setting.ratio, setting.preset, dict(setting.settings))
+    except UsageError:  # the preset's file is gone since
+        return None
+    return same if same in of_method else None
 
 
 def _row(
@@ -149,7 +163,7 @@ def _row(
         of_full=of_full.value,
         of_full_low=of_full.low,
         of_full_high=of_full.high,
-        against=None if base is None else Against(base.method, *_fields(difference)),
+        against=None if base is None else Against(base.method, _variant(base), *_fields(difference)),
         n=len(answered),
         clips=len({record["clip"] for record in answered}),
         failed=sum(has_failed(record) for record in found),
@@ -241,6 +255,11 @@ def _points(values: list[Array]) -> Array:
     return difference
 
 
+def _variant(setting: Setting) -> dict[str, str]:
+    preset = {} if setting.preset is None else {PRESET: setting.preset}
+    return {**preset, **dict(setting.settings)}
+
+
 def _fields(found: Estimate) -> tuple[float | None, float | None, float | None]:
     return found.value, found.low, found.high
 
@@ -266,11 +285,18 @@ def as_csv(rows: Sequence[Row]) -> str:
         flat = row.to_json()
         shares_of = flat.pop("families")
         against = flat.pop("against") or {}
-        flat["settings"] = " ".join(f"{key}={value}" for key, value in row.settings.items())
-        flat |= {f"against_{key}": against.get(key) for key in ("method", "points", "low", "high")}
+        flat["settings"] = _pairs(row.settings)
+        against["settings"] = _pairs(against.get("settings", {}))
+        flat |= {
+            f"against_{key}": against.get(key) for key in ("method", "settings", "points", "low", "high")
+        }
         flat |= {f"family:{family}": shares_of.get(family) for family in families}
         if writer is None:
             writer = csv.DictWriter(text, list(flat), lineterminator="\n")
             writer.writeheader()
         writer.writerow(flat)
     return text.getvalue()
+
+
+def _pairs(settings: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in settings.items())

@@ -9,10 +9,14 @@ Questions with options: the answer must choose exactly one option, and the right
 for in this order; the first of these that says anything decides, and if that says two things, the answer is
 wrong:
 1. the whole answer is a letter ("B", "(b)", "B.", "**B**") or the text of an option;
-2. a declaration: "Answer: B", "the answer is (B)", "the answer is red";
-3. a letter that heads a line: "B) red", "B. red", "(B) red", "B: because ...";
-4. a letter that is named: "option B", "I think it is B.";
-5. an option's text, as whole words that no "not" precedes; a longer option hides a shorter one inside it.
+2. what is marked as the answer, by these same rules: "\\boxed{B}", "<answer>B</answer>";
+3. a declaration: "Answer: B", "the answer is (B)", "the answer is red";
+4. a letter that heads a line: "B) red", "B. red", "(B) red", "B: because ..."; with others it is one of
+   several ("A and B are wrong");
+5. a letter that is named: "option B", "I think it is B.";
+6. an option's text that begins the answer, before a comma ("Yes, there is no doubt"), unless another option
+   stands between commas after it;
+7. an option's text, as whole words that no "not" precedes; a longer option hides a shorter one inside it.
 A letter inside a word is none, and neither is an article ("A man runs") or a lower-case word ("a man runs").
 Where a letter and the text after it belong to different options ("B) red", red being A), the answer is wrong.
 
@@ -105,12 +109,8 @@ def option_index(answer: str, options: Sequence[str]) -> int | None:
 
 def choose_option(text: str, options: Sequence[str]) -> int | None:
     """The one option that an answer chooses, by the rules above; None for no choice or several."""
-    plain = re.sub(r"[*_`]+", "", _plain(text)).strip()  # Markdown's emphasis
-    for read in (_whole, _declared, _headed, _named, _contained):
-        found = read(plain, options)
-        if found:
-            return found.pop() if len(found) == 1 else None
-    return None
+    found = _read(re.sub(r"[*_`]+", "", _plain(text)).strip(), options)  # Markdown's emphasis
+    return found.pop() if len(found) == 1 else None
 
 
 def _plain(text: str) -> str:
@@ -141,12 +141,36 @@ def _of_text(text: str, options: Sequence[str]) -> set[int]:
     return {i for i, option in enumerate(options) if normalise(option) == said}
 
 
-# ---- the five readings of an answer, each a set of options
+# ---- the seven readings of an answer, each a set of options
+
+
+def _read(text: str, options: Sequence[str]) -> set[int]:
+    """What the first reading that says anything says."""
+    for read in (_whole, _marked, _declared, _headed, _named, _leading, _contained):
+        found = read(text, options)
+        if found:
+            return found
+    return set()
 
 
 def _whole(text: str, options: Sequence[str]) -> set[int]:
     letter = _letter(text, len(options))
     return _of_text(text, options) if letter is None else {letter}
+
+
+_MARKS = (  # bounded: endless answers must not take forever
+    re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]{0,400}\}){0,400})\}"),
+    re.compile(r"<answer>((?:(?!<answer>).){0,400}?)(?:</answer>|\Z)", re.IGNORECASE | re.DOTALL),
+)
+_FONTS = re.compile(r"\\(?:text|math)[a-z]*\s*\{([^{}]*)\}")  # as in \boxed{\text{B}}
+
+
+def _marked(text: str, options: Sequence[str]) -> set[int]:
+    found: set[int] = set()
+    for mark in _MARKS:
+        for match in mark.finditer(text):
+            found |= _read(_FONTS.sub(r"\1", match[1]).strip(), options)
+    return found
 
 
 _DECLARES = re.compile(
@@ -191,6 +215,17 @@ def _named(text: str, options: Sequence[str]) -> set[int]:
         index = LETTERS.index(last[1].upper())
         found |= {index} if index < len(options) else set()
     return found
+
+
+def _leading(text: str, options: Sequence[str]) -> set[int]:
+    line = _line(text, options)
+    parts = line.split(",")
+    for count in range(len(parts) - 1, 0, -1):  # an option's text may have commas itself
+        found = _of_text(",".join(parts[:count]), options)
+        if found:
+            rest = re.split(r"[,.;:!?]|\b(?:and|or)\b", ",".join(parts[count:]), flags=re.IGNORECASE)
+            return set() if any(_of_text(part, options) for part in rest if part.strip()) else found
+    return set()
 
 
 def _contained(text: str, options: Sequence[str]) -> set[int]:
@@ -241,9 +276,11 @@ def _letters(text: str, options: Sequence[str], *, strict: bool = False) -> set[
     """The letters that a text begins with, and what they stand before; empty if it begins with none.
 
     A letter counts if punctuation, the end, "or", "because" or "is correct" follows it, or its own option's
-    text. A capital that is no word of English (not A, not I) also counts before any word, unless `strict`.
+    text. A capital that is no word of English (not A, not I) also counts before any word, unless `strict`;
+    so does a capital after another letter and "and" or the like ("A and B are wrong").
     """
     found: set[int] = set()
+    comma = False  # whether a comma alone precedes the letter
     for _ in LETTERS:
         match = _FIRST.match(text)
         if match is None:
@@ -252,7 +289,8 @@ def _letters(text: str, options: Sequence[str], *, strict: bool = False) -> set[
         index = LETTERS.index(letter.upper())
         texts = _of_text(_line(rest, options).lstrip(_CLOSERS), options)
         loose = letter.isupper() and letter not in "AI" and not strict and not rest[:1].strip()
-        if index >= len(options) or not (_CLOSED.match(rest) or index in texts or loose):
+        listed = bool(found) and letter.isupper() and (letter not in "AI" or not comma)
+        if index >= len(options) or not (_CLOSED.match(rest) or index in texts or loose or listed):
             break
         found.add(index)
         if texts and index not in texts:
@@ -260,5 +298,5 @@ def _letters(text: str, options: Sequence[str], *, strict: bool = False) -> set[
         more = _NEXT.match(rest)
         if more is None:
             break
-        text = rest[more.end() :]
+        comma, text = more[0].strip() == ",", rest[more.end() :]
     return found

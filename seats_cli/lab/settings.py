@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from seats_cli.errors import UsageError
-from seats_cli.presets import Style, load_any
+from seats_cli.presets import Preset, Style, load_any
 from seats_cli.selection.options import parse_settings
 
 FULL = "full"
@@ -63,7 +63,8 @@ def expand(
     """`full` first, then ratio by ratio every method in each variant that makes a difference to it.
 
     vary: key -> values; every combination is a variant. A ratio of 1 keeps everything and is `full`. Raises
-    UsageError for an unknown preset, setting or value, or a key that is both fixed and varied.
+    UsageError for an unknown preset, setting or value, a key that is both fixed and varied, or presets that
+    give clips different numbers of tokens.
     """
     fixed, vary = dict(settings or {}), dict(vary or {})
     twice = [key for key in vary if key in fixed or (key == PRESET and preset is not None)]
@@ -80,25 +81,42 @@ def expand(
                 load_any(value)
             else:
                 parse_settings({key: value})
-    found = {_told(FULL, 1.0, preset, {})}
+    _refuse_other_caps(vary.get(PRESET, ()))
+    found = {told(FULL, 1.0, preset, {})}
     rows = list(found)
     for ratio, method in product(ratios, methods):
         for values in product(*vary.values()):
             varied = dict(zip(vary, values, strict=True))
             chosen = varied.pop(PRESET, preset)
-            row = _told(method, ratio, chosen, {**fixed, **varied})
+            row = told(method, ratio, chosen, {**fixed, **varied})
             if ratio < 1 and method != FULL and row not in found:
                 found.add(row)
                 rows.append(row)
     return tuple(rows)
 
 
-def _told(method: str, ratio: float, preset: str | None, settings: Mapping[str, str]) -> Setting:
+def other_caps(preset: str) -> UsageError:
+    """What is wrong with a preset whose caps are not those of the sweep's other rows."""
+    return UsageError(
+        f"preset {preset} has other token caps: its rows would not start from the same tokens as the others, "
+        "and % of full would mean nothing",
+        hint=f"run it apart, with full tokens of its own: --preset {preset}",
+    )
+
+
+def _refuse_other_caps(presets: Sequence[str]) -> None:
+    models = [(name, loaded) for name in presets if isinstance(loaded := load_any(name), Preset)]
+    for name, loaded in models[1:]:
+        if loaded.caps != models[0][1].caps:
+            raise other_caps(name)
+
+
+def told(method: str, ratio: float, preset: str | None, settings: Mapping[str, str]) -> Setting:
     """The setting without what says nothing to its method. A model's preset says something to every method:
     it has windows, ratios of the kinds and caps; a style has only options."""
     read = READS.get(method)
     if read is not None and SCHEDULE in read and ENTRY_SCALE in settings:
-        settings = {SCHEDULE: _schedule_of(preset), **settings}
+        settings = {**settings, SCHEDULE: _schedule_of(preset, settings)}
     kept = {key: value for key, value in settings.items() if read is None or key in read}
     if preset is not None and read is not None:
         loaded = load_any(preset)
@@ -107,8 +125,9 @@ def _told(method: str, ratio: float, preset: str | None, settings: Mapping[str, 
     return Setting(method, ratio, preset, tuple(sorted(kept.items())))
 
 
-def _schedule_of(preset: str | None) -> str:
-    """The schedule that setting an entry scale comes to where none is set: the paper's, unless the preset
-    names one. A method without an entry scale follows, so that all share a ratio between the kinds alike."""
-    named = "auto" if preset is None else load_any(preset).options.get(SCHEDULE, "auto")
+def _schedule_of(preset: str | None, settings: Mapping[str, str]) -> str:
+    """The schedule that an entry scale comes to: the paper's, unless the settings or else the preset name one
+    other than "auto". A method without an entry scale follows, so that all share a ratio alike."""
+    of_preset = {} if preset is None else load_any(preset).options
+    named = settings.get(SCHEDULE, of_preset.get(SCHEDULE, "auto"))
     return "paper" if named == "auto" else named

@@ -10,13 +10,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from seats_cli import __version__
 from seats_cli.lab.manifest import Sample
 from seats_cli.lab.records import Record, failure, success
-from seats_cli.lab.settings import FULL, Setting
+from seats_cli.lab.settings import FULL, Setting, other_caps
 from seats_cli.lab.suite import SUITE_VERSION, SuiteClip, rendered, suite_clips
 
 if TYPE_CHECKING:
@@ -153,6 +154,14 @@ def resolve(session: "Session", setting: Setting, asking: Asking) -> dict[str, A
     return {"preset": preset, "options": options}
 
 
+def check_caps(settings: Sequence[Setting], described: Described) -> None:
+    """Raises UsageError for a preset whose caps are not those of full tokens on this model."""
+    caps = [resolved["preset"]["caps"] for resolved in described.resolved]
+    for setting, own in zip(settings, caps, strict=True):
+        if own != caps[0]:
+            raise other_caps(str(setting.preset))
+
+
 def weights_fingerprint(model: str) -> str | None:
     """What tells weights from others in the same folder; None for the hub's, which have a revision."""
     from seats_cli.presets import resolve_model
@@ -170,11 +179,31 @@ def weights_fingerprint(model: str) -> str | None:
     return digest.hexdigest()[:16]
 
 
+@cache
+def code_digest() -> str:
+    """What tells this package's sources from another version's; the command line's decide no answer."""
+    return _sources_digest(Path(__file__).parents[1])
+
+
+def _sources_digest(package: Path) -> str:
+    digest = hashlib.sha256()
+    paths = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
+    for name in sorted(name for name in paths if not name.startswith("cli/")):
+        content = paths[name].read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
 def keys_of(
     tasks: Sequence[ClipTask], settings: Sequence[Setting], asking: Asking, described: Described
 ) -> list[dict[Job, str]]:
-    """For each task the key of each of its jobs. Settings that come to the same have the same keys."""
-    run = {"seats": __version__, "model": described.model, "asking": asdict(asking)}
+    """For each task the key of each of its jobs. Settings that come to the same have the same keys.
+
+    A key stands for the sample, the clip's file, the setting as resolved, how it is asked, the model, and the
+    code: answers of two versions of this package are never taken for one another's.
+    """
+    run = {"seats": __version__, "code": code_digest(), "model": described.model, "asking": asdict(asking)}
     rows = [
         _digest([run, setting.method, setting.ratio, resolved])
         for setting, resolved in zip(settings, described.resolved, strict=True)
@@ -357,7 +386,7 @@ def _run_group(
         sample, setting = task.samples[i], settings[k]
         try:
             answer = session.ask(read, sample.question, asking.options(setting, sample))
+            record = success(sample, setting, answer)
         except Exception as error:
-            yield (i, k), failure(sample, setting, error)
-        else:
-            yield (i, k), success(sample, setting, answer)
+            record = failure(sample, setting, error)
+        yield (i, k), record

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from seats_cli.errors import SeatsError
-from seats_cli.lab.records import Record
+from seats_cli.errors import SeatsError, UsageError
+from seats_cli.lab.manifest import Sample
+from seats_cli.lab.records import Record, has_failed, is_unplanned
 from seats_cli.lab.results import summarise
+from seats_cli.lab.scoring import LETTERS, choose_option
 from seats_cli.lab.settings import FULL, Setting
 from seats_cli.lab.suite import rendered
 from seats_cli.lab.sweep import Asking, ClipTask, Listener, Team, by_setting, keys_of, sweep
@@ -37,19 +39,42 @@ class Trials:
     listener: Listener = field(default_factory=Listener)
 
     def __call__(self, rows: Sequence[CalibratedRow]) -> list[float]:
-        """The mean over families of the share right, of each row. Raises SeatsError where nothing ran."""
+        """The mean over families of the share right, of each row, all over the same questions: one for which
+        a row has no plan counts as wrong. Raises SeatsError where a question failed."""
         pairs = tuple(sorted({**self.settings, "schedule": "calibrated"}.items()))
         settings = []
         for number, row in enumerate(rows):
             path = self.folder / f"trial-{number}.yaml"
             write_preset(replace(self.preset, calibrated=(row,)), path)
             settings.append(Setting("seats", row.ratio, str(path), pairs))
-        found = summarise(run(self.gather, self.tasks, settings, self.asking, self.listener))
-        for result in found:
-            if result.accuracy is None:
-                why = result.error or f"{result.failed} questions failed"
-                raise SeatsError(f"a plan at ratio {result.ratio:g} could not be measured: {why}")
-        return [result.accuracy or 0.0 for result in found]
+        found = run(self.gather, self.tasks, settings, self.asking, self.listener)
+        return [mean_right(records) for records in found.values()]
+
+
+def mean_right(records: Sequence[Record]) -> float:
+    """The mean over families of the share right; no plan counts as wrong. Raises SeatsError for a failure."""
+    for record in records:
+        if has_failed(record):
+            error = record["error"]
+            raise SeatsError(
+                f"{record['clip']}: {error['message']}",
+                hint=error["hint"] or "plans are compared on the same questions: leave this clip out",
+            )
+    (row,) = summarise(
+        {_ANY: [{**record, **_WRONG} if is_unplanned(record) else record for record in records]}
+    )
+    return row.accuracy or 0.0
+
+
+_ANY = Setting("seats", 0.5)
+_WRONG = {
+    "error": None,
+    "correct": False,
+    "retention": 0.0,
+    "compute_ratio": 0.0,
+    "prefill_s": 0.0,
+    "generate_s": 0.0,
+}
 
 
 def run(
@@ -67,22 +92,38 @@ def with_answers(
     gather: Gather, tasks: Sequence[ClipTask], asking: Asking, preset: str | None, listener: Listener
 ) -> list[ClipTask]:
     """The tasks whose samples all have an answer to compare with: where one has none, the one that full
-    tokens give. Samples that cannot be asked are left out."""
+    tokens give, as a letter where there are options.
+
+    Samples that full tokens do not answer, or with no option, are left out with a warning. Raises UsageError
+    where none is left."""
     if all(sample.answers for task in tasks for sample in task.samples):
         return list(tasks)
     full = Setting(FULL, 1.0, preset)
     records = run(gather, tasks, [full], asking, listener)[full]
     said = {record["id"]: record["answer"] for record in records if record["error"] is None}
-    found = []
+    found, left_out = [], 0
     for task in tasks:
         samples = tuple(
-            sample if sample.answers else replace(sample, answers=(said[sample.id],))
+            sample if sample.answers else replace(sample, answers=(answer,))
             for sample in task.samples
-            if sample.id in said
+            if sample.answers or (answer := _as_answer(sample, said.get(sample.id, "")))
         )
+        left_out += len(task.samples) - len(samples)
         if samples:
             found.append(replace(task, samples=samples))
+    if not found:
+        raise UsageError("full tokens answer none of these questions, so no plan can be judged by them")
+    if left_out:
+        listener.warn(f"{left_out} questions are left out: full tokens give them no answer", None)
     return found
+
+
+def _as_answer(sample: Sample, said: str) -> str:
+    """What counts as right where full tokens said this; "" for nothing."""
+    if not sample.options:
+        return said.strip()
+    chosen = choose_option(said, sample.options)
+    return "" if chosen is None else LETTERS[chosen]
 
 
 @contextmanager

@@ -142,6 +142,7 @@ class Crew:
         self._warn, self._log = warn, log
         self._place = tempfile.TemporaryDirectory(prefix="seats-eval-")
         self._workers: list[Worker] = []
+        self._vacant: list[str] = []  # devices whose idle workers ended
         self._described: Described | None = None
         try:
             for device in devices:
@@ -160,19 +161,26 @@ class Crew:
         return len(self._workers)
 
     def run(self, work: Work, listener: Listener) -> Iterator[tuple[int, Job, Record]]:
-        """Hand out clips in order to whoever is free; yields records as they arrive."""
+        """Hand out clips in order to whoever is free; yields records as they arrive.
+
+        Ends once every worker is idle again, so that it may be called once more.
+        """
+        self._fill_vacant()
         waiting = list(range(len(work)))[::-1]
         left = [list(jobs) for _, jobs in work]
         tries = [0] * len(work)
-        while any(left):
+        while any(left) or any(worker.index is not None for worker in self._workers):
             for worker in [w for w in self._workers if w.ready and w.index is None][: len(waiting)]:
-                worker.index = waiting.pop()
-                tries[worker.index] += 1
+                index = waiting[-1]
                 # a worker that is gone is noticed when it is listened to
-                _send(worker.link, (work[worker.index][0], tuple(left[worker.index])))
+                if _send(worker.link, (work[index][0], tuple(left[index]))):
+                    worker.index = waiting.pop()
+                    tries[index] += 1
             for worker, message in self._heard():
                 at = worker.index
-                if at is None:
+                if at is None and worker.ready and (message is None or message[0] == "failed"):
+                    self._lose_idle(worker, message, listener, rehire=bool(waiting))
+                elif at is None:
                     self._take_in(worker, message)
                 elif message is not None and message[0] == "record":
                     left[at].remove(message[1])
@@ -265,10 +273,25 @@ class Crew:
 
     def _replace(self, worker: Worker, message: tuple[Any, ...] | None) -> str:
         """A fresh worker for one that ended; says how it did."""
-        why = _death(worker) if message is None else f"a worker gave up ({message[1]})"
+        why = _end_of(worker, message)
         self._dismiss(worker)
         self._workers.append(self._hire(worker.device))
         return why
+
+    def _lose_idle(
+        self, worker: Worker, message: tuple[Any, ...] | None, listener: Listener, *, rehire: bool
+    ) -> None:
+        """An idle worker has ended: a fresh one comes at once if clips wait, else with the next run."""
+        why = _end_of(worker, message)
+        self._dismiss(worker)
+        self._vacant.append(worker.device)
+        if rehire:
+            self._fill_vacant()
+        listener.warn(f"{why} while it was idle{'; a fresh one takes its place' if rehire else ''}", None)
+
+    def _fill_vacant(self) -> None:
+        while self._vacant:
+            self._workers.append(self._hire(self._vacant.pop()))
 
     def _dismiss(self, worker: Worker) -> None:
         self._workers.remove(worker)
@@ -280,6 +303,10 @@ class Crew:
 
 
 _FEWER = "each worker needs memory of its own: try fewer --workers"
+
+
+def _end_of(worker: Worker, message: tuple[Any, ...] | None) -> str:
+    return _death(worker) if message is None else f"a worker gave up ({message[1]})"
 
 
 def _death(worker: Worker) -> str:

@@ -7,7 +7,7 @@ its provenance. A style ("default", "paper") only sets options of selection. Not
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -251,6 +251,20 @@ def _read_shipped(name: str) -> Preset | Style:
 
 
 def _read(path: Path) -> Preset | Style:
+    """A preset's file, read again only when it has changed: a sweep asks for it at every question."""
+    try:
+        state = path.stat()
+    except OSError:
+        return _read_file(path)
+    return _read_version(path, path.absolute(), state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _read_version(path: Path, *_: object) -> Preset | Style:
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> Preset | Style:
     file = read_yaml(path)
     if file.text("kind", "model") == "style":
         file.expect_only(("kind", "name", "about", "options"))

@@ -111,7 +111,7 @@ def configure(
     if options.schedule == "calibrated" and not model.calibrated:
         raise PlanError(
             f"preset {model.name} has no calibrated schedule",
-            hint="use --schedule paper, or measure one: seats trace --write-preset FILE (docs/guide.md)",
+            hint="use --schedule paper, or make one: seats trace, then seats calibrate (docs/guide.md)",
         )
     if options.schedule == "auto":
         source: ScheduleSource = "calibrated" if model.calibrated else "paper"

@@ -136,7 +136,7 @@ def test_every_proposal_can_be_planned_with() -> None:
         for late in [*range(shallow + 1, 15), None]:
             drops = drop_layers(shallow, late, 14)
             schedule = Boundaries("accuracy", 0.01, shallow, late, drops, (), ()).schedule(14, base.schedule)
-            options = SelectionOptions(entry_scale=schedule.entry_scale)
+            options = SelectionOptions(schedule="paper", entry_scale=schedule.entry_scale)
             for ratio in (0.05, 0.1, 0.35):
                 plan = staged_plan("seats", replace(base, schedule=schedule), ratio, counts, options)
                 # whole tokens a window: up to 6% off at the lowest ratio

@@ -42,19 +42,25 @@ def document(**changes: Any) -> dict[str, Any]:
     trace = {
         "n_layers": N_LAYERS,
         "counts": {"video": 1000.0, "audio": 1000.0 * MIX},
-        "full": {"probability": 0.9},
+        "full": {"probability": 0.9, "n": 40},
         "removal": [
-            {"kind": kind, "layer": layer, "probability": removed(kind, layer)}
+            {"kind": kind, "layer": layer, "probability": removed(kind, layer), "n": 40}
             for kind in ("video", "audio", "both")
             for layer in range(1, N_LAYERS + 2)
         ],
         "choice": [
-            {"kind": "both", "after_layer": after, "keep": keep, "probability": 0.9 if after > 5 else 0.3}
+            {
+                "kind": "both",
+                "after_layer": after,
+                "keep": keep,
+                "probability": 0.9 if after > 5 else 0.3,
+                "n": 40,
+            }
             for after in range(1, N_LAYERS)
             for keep in (0.1, 0.5)
         ],
         "entry": [
-            {"kind": kind, "entry": e, "probability": 0.9 * (1 - 0.5 * np.exp(-e * rate))}
+            {"kind": kind, "entry": e, "probability": 0.9 * (1 - 0.5 * np.exp(-e * rate)), "n": 40}
             for kind, rate in (("video", 10.0), ("audio", 40.0))
             for e in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
         ],
@@ -207,3 +213,10 @@ def test_nothing_is_measured_beside_a_plan_that_is_always_right() -> None:
     best, trials = climb(curves_of(document()), 0.3, lambda rows: [1.0] * len(rows), first=4, rounds=5)
     assert len(trials) == 4
     assert best == trials[0].row
+
+
+def test_curves_of_other_questions_are_refused() -> None:
+    trace = document()
+    trace["removal"][0]["n"] = 30
+    with pytest.raises(UsageError, match="of 30 of its 40 questions"):
+        curves_of(trace)

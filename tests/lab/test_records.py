@@ -100,7 +100,7 @@ def test_a_last_line_that_lacks_only_its_end_counts(tmp_path: Path, warned: Warn
 def test_files_of_anything_else_are_left_alone(tmp_path: Path, content: bytes, warned: Warnings) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="not a record"):
+    with pytest.raises(UsageError, match="no record"):
         RecordFile(path, warn=warned)
     assert path.read_bytes() == content
 

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from seats_cli.lab.records import Record
 from seats_cli.lab.results import RESAMPLES, as_csv, base_of, draws, summarise
-from seats_cli.lab.settings import Setting
+from seats_cli.lab.settings import Setting, expand
 
 FULL, SEATS, FIXED = Setting("full", 1.0), Setting("seats", 0.1), Setting("fixed", 0.1)
 FAMILIES = ("text", "sound", "motion")
@@ -183,12 +184,59 @@ OTHERS = [Setting("fixed", 0.1, None, (("merge", value),)) for value in ("off", 
         (VARIANTS[1], "seats", VARIANTS[0]),
         (VARIANTS[0], "seats", None),
         (OTHERS[1], "seats", VARIANTS[1]),
-        (Setting("random", 0.1), "seats", VARIANTS[0]),
+        (Setting("random", 0.1), "seats", None),  # which of the two?
+        (Setting("random", 0.1), "fixed", FIXED),  # the one that was told as little
     ],
 )
 def test_what_a_row_is_compared_with(setting: Setting, against: str, base: Setting | None) -> None:
     settings = [FULL, FIXED, *VARIANTS, *OTHERS, Setting("random", 0.1)]
     assert base_of(setting, settings, against) == base
+
+
+VARIED: list[tuple[dict[str, list[str]], dict[str, str], dict[str, str] | None]] = [
+    ({"merge": ["off", "on"], "tau": ["0.1", "0.3"]}, {"merge": "on", "tau": "0.3"}, {"merge": "on"}),
+    ({"schedule": ["auto", "paper"]}, {"schedule": "paper"}, {"schedule": "paper"}),
+    ({"decode_cache": ["text", "layerwise"]}, {"decode_cache": "layerwise"}, {}),
+    (
+        {"entry_scale": ["1.4", "1.8"], "merge": ["off", "on"]},
+        {"entry_scale": "1.8", "merge": "on"},
+        {"merge": "on", "schedule": "paper"},
+    ),
+    (
+        {"preset": ["default", "paper"], "tau": ["0.3"]},
+        {"preset": "paper", "tau": "0.3"},
+        {"preset": "paper"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("vary", "mine", "base"), VARIED)
+def test_variants_meet_though_one_method_reads_fewer_settings(
+    vary: dict[str, list[str]], mine: dict[str, str], base: dict[str, str]
+) -> None:
+    settings = expand(["seats", "fixed"], [0.1, 0.2], vary=vary)
+    (setting,) = (
+        s
+        for s in settings
+        if s.ratio == 0.1
+        and all(s.value(key) == value for key, value in mine.items())
+        and s.method == "seats"
+    )
+    rows = summarise({s: [record(0, "text", True)] for s in settings}, against="fixed")
+    against = next(row.against for row in rows if row.setting == setting)
+    assert against is not None
+    assert (against.method, against.settings) == ("fixed", base)
+    found = base_of(setting, settings, "fixed")
+    assert found is not None
+    assert found.ratio == 0.1
+
+
+def test_of_several_variants_that_a_row_says_nothing_of_none_is_its_base(tmp_path: Path) -> None:
+    settings = expand(["seats", "fixed"], [0.1], vary={"merge": ["off", "on"], "tau": ["0.1", "0.3"]})
+    fixed = [s for s in settings if s.method == "fixed"]
+    assert [base_of(s, settings, "seats") for s in fixed] == [None, None]
+    gone = Setting("fixed", 0.1, str(tmp_path / "gone.yaml"))
+    assert base_of(gone, [*settings, gone], "seats") is None
 
 
 def test_csv_has_a_line_a_row_and_a_column_a_family() -> None:
@@ -206,5 +254,6 @@ def test_csv_has_a_line_a_row_and_a_column_a_family() -> None:
         "",
     )
     assert (seats["settings"], seats["family:text"], seats["against_method"]) == ("merge=on", "0.0", "full")
+    assert seats["against_settings"] == ""
     assert None not in full
     assert list(full) == list(seats)

@@ -198,6 +198,9 @@ CHOOSE_NOTHING = (
     " | The answer is either B or C | A. red\nB. blue | Answer: A\nAnswer: B | A.M. radio | B-roll | B's"
     " | neither option A nor option B | It is not option C | infrared | a-blue | Vitamin C | Plan B fails"
     " | C major is the key | It is E."
+    " | A and B are wrong; C | B or C might do | A, B and C are wrong | B and A are wrong"
+    " | red, blue | red, or blue | red, wait, blue"
+    r" | \boxed{A} or \boxed{B} | <answer>A, B</answer> | \boxed{E}"
     " | The answer is a man | answer a question | I, II | R&B is played"
 )
 
@@ -235,10 +238,42 @@ def test_forms_that_choose_nothing(said: str) -> None:
         ("Answer: A red", "A"),
         ("Answer: green", "C"),
         ("it is a", "A"),  # at the end no article
+        ("A, because B is wrong", "A"),
+        (r"A and B are wrong, so \boxed{C}", "C"),
+        (r"$\boxed{\text{B}}$", "B"),
+        (r"\boxed{\textbf{(D)}}", "D"),
+        (r"The answer is A? No: \boxed{B. blue}", "B"),
+        ("I see red.\n<answer>B</answer>", "B"),
+        ("<answer>\n(c) green\n</answer>", "C"),
+        ("<think>A or B</think><ANSWER>The answer is B.", "B"),
+        (r"<answer>\boxed{B}</answer>", "B"),
+        ("<answer></answer> B", "B"),
+        ("Dark red, I think", "D"),
+        ("red, because it is not dark red but bright", "A"),
     ],
 )
-def test_which_reading_decides(said: str, letter: str) -> None:
+def test_which_reading_decides(said: str, letter: str | None) -> None:
     assert letter_of(said) == letter
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("Yes, there is no doubt", "A"),
+        ("No, but many would say yes", "B"),
+        ("yes, no doubt", "A"),
+        ("Yes, no", None),
+        ("Yes, no, maybe", None),
+        ("No or yes, who knows", None),
+        ("Yes there is no doubt", None),
+    ],
+)
+def test_an_option_before_a_comma_is_the_answer(said: str, letter: str | None) -> None:
+    assert letter_of(said, ("Yes", "No")) == letter
+
+
+def test_an_option_with_commas_may_stand_before_one() -> None:
+    assert letter_of("red, then blue, I think", ("red", "red, then blue", "blue")) == "B"
 
 
 def test_a_declared_text_may_be_a_line_or_a_sentence() -> None:
@@ -247,7 +282,20 @@ def test_a_declared_text_may_be_a_line_or_a_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["answer is ", "A, ", "A, B, ", "option A, ", "not ", "(\n", "It is ", "red or "]
+    "said",
+    [
+        "answer is ",
+        "A, ",
+        "A, B, ",
+        "option A, ",
+        "not ",
+        "(\n",
+        "It is ",
+        "red or ",
+        r"\boxed{",
+        "<answer>",
+        "red, ",
+    ],
 )
 def test_endless_answers_are_scored_at_once(said: str) -> None:
     start = time.process_time()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from seats_cli import presets
 from seats_cli.errors import UsageError
 from seats_cli.lab.settings import PRESET, READS, Setting, expand
 from seats_cli.presets import CalibratedRow, load_preset
@@ -64,6 +65,10 @@ def test_an_entry_scale_takes_the_paper_s_split_along_for_the_others() -> None:
     rows = expand(["seats", "fixed"], [0.1], vary={"entry_scale": ["1.4", "1.8"]})
     assert [row.settings for row in rows if row.method == "fixed"] == [(("schedule", "paper"),)]
     rows = expand(["fixed"], [0.1], settings={"entry_scale": "1.8", "schedule": "auto"})
+    assert rows[1].settings == (("schedule", "paper"),)  # "auto" comes to it as where nothing is said
+    rows = expand(["fixed"], [0.1], settings={"entry_scale": "1.8", "schedule": "calibrated"})
+    assert rows[1].settings == (("schedule", "calibrated"),)
+    rows = expand(["fixed"], [0.1], settings={"schedule": "auto"})
     assert rows[1].settings == (("schedule", "auto"),)
 
 
@@ -71,10 +76,10 @@ def test_presets_vary_too(tmp_path: Path) -> None:
     style = tmp_path / "mine.yaml"
     style.write_text("kind: style\nname: mine\noptions: {merge: 'on'}\n")
     rows = expand(["seats", "fixed", "random"], [0.1], vary={PRESET: ["paper", str(style)]})
-    presets = {
+    found = {
         name: [r.preset for r in rows if r.method == name] for name in ("full", "seats", "fixed", "random")
     }
-    assert presets == {
+    assert found == {
         "full": [None],
         "seats": ["paper", str(style)],
         "fixed": ["paper", str(style)],
@@ -83,6 +88,21 @@ def test_presets_vary_too(tmp_path: Path) -> None:
     assert (
         expand(["random"], [0.1], preset="tiny")[0].preset == "tiny"
     )  # a model's preset has caps: for full too
+
+
+def test_presets_with_other_caps_are_not_compared(tmp_path: Path) -> None:
+    shipped = (Path(presets.__file__).parent / "tiny.yaml").read_text()
+    caps = load_preset("tiny").caps
+    same, other = tmp_path / "same.yaml", tmp_path / "other.yaml"
+    same.write_text(shipped)
+    changed = shipped.replace(f"total: {caps.total}", f"total: {caps.total + 1}")
+    assert changed != shipped
+    other.write_text(changed)
+    assert len(expand(["seats"], [0.1], vary={PRESET: ["tiny", str(same), "paper"]})) == 4
+    with pytest.raises(UsageError, match=r"other\.yaml has other token caps") as raised:
+        expand(["seats"], [0.1], vary={PRESET: ["paper", "tiny", str(other)]})
+    assert raised.value.hint is not None
+    assert "--preset" in raised.value.hint
 
 
 @pytest.mark.parametrize(
@@ -107,7 +127,7 @@ def test_what_does_not_exist_is_a_usage_error(wrong: dict, message: str) -> None
 OTHER_VALUES = {
     "schedule": "paper",
     "window_relevance": "raw",
-    "merge": True,
+    "merge": False,
     "budgets": "published",
     "tau": 3.0,
     "entry_scale": 1.45,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lab.sweeping import ASKING, QUESTIONS, SETTINGS, run, samples_of, timeless
-from seats_cli.errors import MediaError, PlanError
+from seats_cli.errors import MediaError, PlanError, UsageError
+from seats_cli.lab import sweep as sweeping
 from seats_cli.lab import workers
 from seats_cli.lab.manifest import Sample
 from seats_cli.lab.records import Record
@@ -23,6 +24,7 @@ from seats_cli.lab.sweep import (
     Job,
     Listener,
     by_setting,
+    check_caps,
     describe,
     keys_of,
     manifest_tasks,
@@ -97,7 +99,11 @@ def test_presets_with_other_caps_read_the_clip_again(
             f"tokens: {{min_per_grid: 1, max_per_grid: {most}, total: 1000}}\n"
         )
     files = [str(tmp_path / "small.yaml"), str(tmp_path / "large.yaml")]
-    settings = expand(["seats", "random"], [0.5], vary={"preset": files})
+    settings = (
+        *expand(["seats", "random"], [0.5], preset=files[0])[1:],
+        *expand(["seats", "random"], [0.5], preset=files[1])[1:],
+    )
+    settings = (*expand(["full"], [0.5]), *settings)
     assert len(settings) == 5
     reads = []
     original = Session.read
@@ -117,6 +123,9 @@ def test_presets_with_other_caps_read_the_clip_again(
     }
     assert all(len(found) == 1 for found in video.values())
     assert min(video[files[0]]) < min(video[files[1]])
+    check_caps(settings[:1] * 2, replace(team.described, resolved=team.described.resolved[:1] * 2))
+    with pytest.raises(UsageError, match=r"small\.yaml has other token caps"):
+        check_caps(settings, team.described)
 
 
 # ---- keys and what is known already -----------------------------------------------------------------------
@@ -180,6 +189,27 @@ def test_the_key_changes_with_whatever_decides_an_answer(
     assert key(replace(sample, media=copy)) != first
 
 
+def test_the_key_changes_with_the_code_that_answers(
+    team: Alone, tasks: list[ClipTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys_of(tasks, SETTINGS, ASKING, team.described)
+    for name in ("engine/prefill.py", "cli/ask.py", "session.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("one")
+    first = sweeping._sources_digest(tmp_path)
+    (tmp_path / "cli/ask.py").write_text("two")
+    (tmp_path / "engine/notes.txt").touch()
+    assert sweeping._sources_digest(tmp_path) == first
+    (tmp_path / "engine/prefill.py").write_text("two")
+    second = sweeping._sources_digest(tmp_path)
+    (tmp_path / "engine/prefill.py").rename(tmp_path / "engine/decode.py")
+    assert len({first, second, sweeping._sources_digest(tmp_path)}) == 3
+    assert sweeping.code_digest() == sweeping._sources_digest(Path(sweeping.__file__).parents[1])
+    monkeypatch.setattr(sweeping, "code_digest", lambda: first)
+    after = keys_of(tasks, SETTINGS, ASKING, team.described)
+    assert not {*before[0].values()} & {*after[0].values()}
+
+
 def test_suite_keys_do_not_depend_on_where_a_clip_is_rendered(
     team: Alone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -203,7 +233,7 @@ def test_settings_that_come_to_the_same_share_their_answers(session: Session, ta
     assert len(seen) == 3 * 3
     found = by_setting(settings, keys, kept)
     assert [len(records) for records in found.values()] == [3, 3, 3, 3]
-    assert found[settings[1]] == found[settings[3]] != found[settings[2]]
+    assert found[settings[2]] == found[settings[3]] != found[settings[1]]
 
 
 def test_weights_are_known_by_content_or_by_size_and_time(
@@ -271,6 +301,19 @@ def test_an_error_in_one_answer_is_its_own_record(
     kept = run(team, tasks)
     errors = {(r["id"], r["method"]): r["error"]["kind"] for r in kept.values() if r["error"] is not None}
     assert errors == {("a1", "fixed"): "plan", ("b1", "fixed"): "error"}
+
+
+def test_an_answer_that_cannot_be_scored_fails_alone(
+    team: Alone, tasks: list[ClipTask], plain: dict[str, Record]
+) -> None:
+    first, *others = tasks[0].samples
+    task = replace(tasks[0], samples=(replace(first, answers=()), *others))
+    kept = run(team, [task])
+    failed = {record["id"] for record in kept.values() if record["error"] is not None}
+    assert failed == {first.id}
+    assert len(kept) == len(plain) // 2
+    assert timeless({key: kept[key] for key in kept.keys() & plain.keys()}).items() <= timeless(plain).items()
+    assert len(kept.keys() & plain.keys()) == len(others) * len(SETTINGS)
 
 
 class Scripted:

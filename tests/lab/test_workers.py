@@ -11,7 +11,7 @@ from lab.sweeping import ASKING, SETTINGS, run, timeless
 from seats_cli.errors import ModelError
 from seats_cli.lab import workers
 from seats_cli.lab.records import Record
-from seats_cli.lab.sweep import ClipTask
+from seats_cli.lab.sweep import ClipTask, Listener
 from seats_cli.lab.workers import Crew, choose_workers
 
 
@@ -90,6 +90,41 @@ def test_workers_find_what_one_session_finds_and_a_dead_one_costs_nothing(
     assert timeless({key: kept[key] for key in plain}) == timeless(plain)
     assert order == ["a.mp4"] * 12 + ["b.mp4"] * 12
     assert [message for message in warned if "signal 9" in message]
+
+
+def test_a_crew_may_run_again_and_its_workers_end_by_themselves(
+    tiny_checkpoint_path: Path, tasks: list[ClipTask], plain: dict[str, Record]
+) -> None:
+    """The second time, one of the two has died in between."""
+    warned: list[str] = []
+    with crew(tiny_checkpoint_path, 2, warned) as team:
+        for died in (False, True):
+            if died:
+                victim = team._workers[0].process
+                victim.kill()
+                victim.join()
+            kept = run(team, tasks, warn=lambda message, _: warned.append(message))
+            assert timeless(kept) == timeless(plain)
+            assert all(worker.index is None for worker in team._workers)
+        finished = [worker.process for worker in team._workers if worker.ready]
+        assert team.size == 2
+    assert [process.exitcode for process in finished] == [0] * len(finished)
+    assert finished
+    assert warned == ["a worker died (signal 9) while it was idle; a fresh one takes its place"]
+
+
+def test_an_idle_worker_that_dies_with_nothing_left_is_replaced_by_the_next_run(
+    tiny_checkpoint_path: Path, tasks: list[ClipTask], plain: dict[str, Record]
+) -> None:
+    warned: list[str] = []
+    with crew(tiny_checkpoint_path, 1, warned) as team:
+        (worker,) = team._workers
+        worker.process.kill()
+        team._lose_idle(worker, None, Listener(warn=lambda message, _: warned.append(message)), rehire=False)
+        assert team.size == 0
+        assert timeless(run(team, tasks[:1])).items() <= timeless(plain).items()
+        assert team.size == 1
+    assert warned == ["a worker died (signal 9) while it was idle"]
 
 
 @pytest.mark.slow

@@ -109,4 +109,4 @@ def test_nearest_is_logarithmic() -> None:
 def test_calibrated_without_rows_says_how_to_get_them() -> None:
     with pytest.raises(PlanError, match="no calibrated schedule") as caught:
         configure(None, {"schedule": "calibrated"}, model_type="qwen2_5_omni", n_layers=36, hidden_size=2048)
-    assert "seats trace" in (caught.value.hint or "")
+    assert "seats calibrate" in (caught.value.hint or "")

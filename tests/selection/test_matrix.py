@@ -127,7 +127,7 @@ def test_short_clips(method: Method, counts: ClipCounts, ratio: float) -> None:
 def test_all_methods_split_alike_between_the_kinds(method: Method, preset: str, counts: ClipCounts) -> None:
     """At 0.35 no floor is in the way, so the kinds get what `fixed` gives them, to the token.
 
-    But for SEATS, where a calibrated drop may take all of a kind away: stage II leaves it a token a window."""
+    But for SEATS, where a calibrated drop may take a kind away: stage II leaves it a token a window."""
     if method.name == "full":
         return
     floors = counts.n_windows if method.name == "seats" else 1
