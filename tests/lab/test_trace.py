@@ -22,7 +22,7 @@ from seats_cli.lab.trace_team import TracingAlone, TracingCrew, describe_trace
 from seats_cli.lab.tracing import ENTRIES, KEEPS, KINDS, Tracing, full_setting, with_fewer_questions
 from seats_cli.selection.budget import keep_best
 from seats_cli.selection.contract import Drop, Kept, MediaTokens, Method, drop_to, keep_everything
-from seats_cli.selection.diversity import choose_diverse
+from seats_cli.selection.diversity import choose_diverse, merge_dropped
 from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout
 from seats_cli.selection.plan import ClipCounts, Plan, Stage, spread_total
 from seats_cli.selection.planning import full_plan
@@ -160,7 +160,7 @@ def test_entry_is_stage_one_s_choice_of_one_kind(
             assert tokens.saliency is not None
             total = spread_total(share, n, window)
             keep = choose_diverse(tokens.embeddings[None], tokens.saliency[None], total)[0]
-            return Kept(keep, tokens.embeddings[keep])
+            return Kept(keep, merge_dropped(tokens.embeddings[None], keep[None])[0])
 
     points = list(trace.entry(reading, TRACING))
     assert [(p["kind"], p["entry"]) for p, _ in points] == [
@@ -363,7 +363,7 @@ def test_what_is_measured_has_a_key_of_its_own(
     usual = keys(TRACING, {})
     assert len(usual) == 6
     assert not usual & keys(replace(TRACING, layers=(1, 2)), {})
-    assert not usual & keys(TRACING, {"merge": "on"})
+    assert not usual & keys(TRACING, {"merge": "off"})
     assert not usual & keys(replace(TRACING, max_new_tokens=5), {})
     assert usual == keys(TRACING, {"tau": "0.3"})  # no curve depends on it
 
