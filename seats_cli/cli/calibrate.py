@@ -98,6 +98,9 @@ def calibrate(
     terminal = EvalTerminal.like(outer)
     if preset_file.is_dir() or not preset_file.parent.is_dir():
         raise UsageError(f"cannot write {preset_file}: no such folder, or a folder itself")
+    read = [one for one in (trace, manifest) if one is not None and one.exists()]
+    if preset_file.exists() and any(preset_file.samefile(one) for one in read):
+        raise UsageError(f"{preset_file} is read here: writing the preset there would replace it")
     suite = suite_opt.chosen_suite(manifest, clips, suite_seed, split, seconds, DEFAULT_SUITE)
     fixed = opt.merged_settings(ctx.meta.get(SETTINGS_KEY, {}), settings)
     if "schedule" in fixed:

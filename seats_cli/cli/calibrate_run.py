@@ -85,8 +85,8 @@ def run_calibration(terminal: EvalTerminal, request: CalibrateRequest) -> int:
             trials += tried
             terminal.note(f"ratio {ratio:g}: {described(max(tried, key=lambda trial: trial.measured))}")
     n_samples = sum(len(task.samples) for task in tasks)
-    write(terminal, request, base, found, f"{len(trials)} plans on {n_samples} questions, {len(tasks)} clips")
     show(terminal, request, found, trials)
+    write(terminal, request, base, found, f"{len(trials)} plans on {n_samples} questions, {len(tasks)} clips")
     return 0
 
 

@@ -24,7 +24,7 @@ ClipsOption = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        parser=opt.number(least=1, most=10**5, whole=True),
+        parser=opt.number(least=1, most=10**4, whole=True),
         rich_help_panel=SUITE_PANEL,
         show_default="40; 20 to trace and calibrate",
         help="Clips of the suite, each with about 14 questions.",

@@ -61,7 +61,7 @@ def trace(
         typer.Option(
             "--questions-per-clip",
             metavar="N",
-            parser=opt.number(least=1, most=10**5, whole=True),
+            parser=opt.number(least=1, most=10**4, whole=True),
             rich_help_panel=TRACE_PANEL,
             show_default="all",
             help="No more questions of a clip than these, families taking turns.",

@@ -16,6 +16,7 @@ import numpy as np
 
 from seats_cli.errors import UsageError
 from seats_cli.lab.boundaries import never_falling
+from seats_cli.lab.trace_document import of_full
 from seats_cli.presets import CalibratedDrop, CalibratedRow
 
 KINDS = ("video", "audio")
@@ -56,24 +57,16 @@ class Trial:
 
 
 def curves_of(document: Mapping[str, Any], measure: str = "probability") -> Curves:
-    """The curves of a trace document. Raises UsageError where a needed one was not measured."""
+    """The curves of a trace document, each point by what full tokens reach on its own questions.
+
+    Raises UsageError where a needed one was not measured.
+    """
     full = document["full"][measure]
     missing = [name for name in ("removal", "choice", "entry") if not document.get(name)]
     if missing or not full:
         raise UsageError(
             f"this trace has no {' and no '.join(missing) or measure} to calibrate from",
             hint="trace again with --curves removal,choice,entry",
-        )
-    partial = [
-        row
-        for name in ("removal", "choice", "entry")
-        for row in document[name]
-        if row["n"] != document["full"]["n"]
-    ]
-    if partial:  # their share of full would be of other questions than full's own
-        raise UsageError(
-            f"some curves of this trace are of {partial[0]['n']} of its {document['full']['n']} questions",
-            hint="trace clips that all have both video and audio",
         )
     n_layers, counts = document["n_layers"], document["counts"]
     if not (counts["video"] and counts["audio"]):
@@ -83,19 +76,21 @@ def curves_of(document: Mapping[str, Any], measure: str = "probability") -> Curv
         )
     removal = {}
     for kind in (*KINDS, "both"):
-        points = {row["layer"]: row[measure] / full for row in document["removal"] if row["kind"] == kind}
+        rows = [row for row in document["removal"] if row["kind"] == kind]
+        points = {row["layer"]: of_full(document, row, measure) for row in rows}
         points.setdefault(n_layers + 1, 1.0)
         layers = sorted(points)
         values = rising(np.array([points[layer] for layer in layers]))
         removal[kind] = np.interp(np.arange(1, n_layers + 2), layers, values)
     entry = {}
     for kind in KINDS:
-        points = {row["entry"]: row[measure] / full for row in document["entry"] if row["kind"] == kind}
+        rows = [row for row in document["entry"] if row["kind"] == kind]
+        points = {row["entry"]: of_full(document, row, measure) for row in rows}
         points.setdefault(1.0, 1.0)
         fractions = np.array(sorted(points))
         entry[kind] = (fractions, rising(np.array([points[fraction] for fraction in fractions.tolist()])))
     choice = {
-        (row["after_layer"], row["keep"]): min(row[measure] / full, 1.0)
+        (row["after_layer"], row["keep"]): min(of_full(document, row, measure), 1.0)
         for row in document["choice"]
         if row["kind"] == "both"
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from seats_cli.errors import UsageError
 from seats_cli.lab.boundaries import Boundaries, blocks_of
+from seats_cli.lab.trace_document import of_full
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the line styles differ as well.
 STYLES = {
@@ -82,15 +83,17 @@ def draw(document: Mapping[str, Any], boundaries: Boundaries | None) -> Any:
 
 def _removal(axis: Any, document: Mapping[str, Any]) -> None:
     measure = document["measure"]
-    full = document["full"][measure]
     for kind, label in LABELS.items():
         rows = [row for row in document["removal"] if row["kind"] == kind]
         if not rows:
             continue
-        layers, values = ([row[key] for row in rows] for key in ("layer", measure))
-        axis.plot(layers, _percent(values, full), label=label, markersize=4, **STYLES[kind])
+        layers = [row["layer"] for row in rows]
+        values = [100 * of_full(document, row, measure) for row in rows]
+        axis.plot(layers, values, label=label, markersize=4, **STYLES[kind])
         if all(row["low"] is not None for row in rows):
-            low, high = (_percent([row[key] for row in rows], full) for key in ("low", "high"))
+            low, high = (
+                [100 * of_full(document, row, measure, key) for row in rows] for key in ("low", "high")
+            )
             axis.fill_between(layers, low, high, color=STYLES[kind]["color"], alpha=0.15, linewidth=0)
     axis.set_ylabel(f"{measure}, % of full tokens")
     axis.set_ylim(bottom=0)
@@ -104,7 +107,7 @@ def _attention(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     layers = [row["layer"] for row in rows]
     for kind in ("video", "audio", "text"):
         style = {**STYLES[kind], "marker": ""}
-        axis.plot(layers, _percent([row[kind] for row in rows], 1.0), label=kind, **style)
+        axis.plot(layers, [100 * row[kind] for row in rows], label=kind, **style)
     axis.set_ylabel("attention, %")
     axis.set_ylim(0, 100)
     axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)  # above the panel
@@ -125,10 +128,6 @@ def _blocks(axes: Sequence[Any], boundaries: Boundaries | None, n_layers: int) -
         axes[0].text(
             middle, 0.97, name, transform=top, ha="center", va="top", style="italic", rotation=90 * narrow
         )
-
-
-def _percent(values: Sequence[float], full: float) -> list[float]:
-    return [100 * value / full for value in values]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ probability    the mean over questions of the probability of that answer, its en
 accuracy       the mean over families of the share right, as `seats eval` has it; null unless every question
                has an answer to compare with
 low, high      95% interval, bootstrap over clips, of the measure: accuracy where there is one, else agreement
+full           in a row of a curve: the same with all tokens, over the same questions, without an interval
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 from seats_cli.errors import UsageError
 from seats_cli.lab.records import Record
-from seats_cli.lab.results import Estimate, estimate
+from seats_cli.lab.results import Estimate, estimate, shares
 from seats_cli.lab.tracing import CURVES, KINDS
 
 SCHEMA_VERSION = 1
@@ -24,6 +25,7 @@ PLACES = {
     "choice": ("kind", "after_layer", "keep"),
     "entry": ("kind", "entry"),
 }
+LIKELIHOODS = ("log_likelihood", "probability")
 NEEDED = ("n_layers", "measure", "model", "full", "counts", *CURVES)
 
 Document = dict[str, Any]
@@ -55,7 +57,12 @@ def curves_of_records(records: Iterable[Record], n_layers: int) -> Document:
                 points.setdefault(place, []).append((record, outcome))
         order = sorted(points, key=lambda place: (KINDS.index(place[0]), *place[1:]))
         found[curve] = [
-            {**dict(zip(names, place, strict=True)), **_row(clips, measure, points[place])} for place in order
+            {
+                **dict(zip(names, place, strict=True)),
+                **_row(clips, measure, points[place]),
+                "full": _with_all_tokens(measure, [record for record, _ in points[place]]),
+            }
+            for place in order
         ]
     looks = [record["attention"] for record in good if record.get("attention")]
     found["attention"] = [
@@ -82,6 +89,38 @@ def _row(
         "high": value.high,
         "n": len(outcomes),
     }
+
+
+def _with_all_tokens(measure: str, records: Sequence[Record]) -> dict[str, Any]:
+    """The measures of these questions' full-token answers."""
+    full = [record["full"] for record in records]
+    scored = [
+        {"family": record["family"], "correct": outcome["correct"]}
+        for record, outcome in zip(records, full, strict=True)
+    ]
+    return {
+        "accuracy": _mean(shares(scored).values()) if measure == "accuracy" else None,
+        **{key: _mean(outcome[key] for outcome in full) for key in ("agreement", *LIKELIHOODS)},
+    }
+
+
+def of_full(document: Mapping[str, Any], row: Mapping[str, Any], measure: str, key: str = "") -> float:
+    """A row's number (`key`: "low" or "high", not `measure`) by what full tokens reach on its questions.
+
+    Raises UsageError where that is 0, or not known: older traces have it only of all questions together.
+    """
+    known = row.get("full")
+    if known is None and row.get("n") == document["full"].get("n"):
+        known = document["full"]
+    if known is None:
+        raise UsageError(
+            f"this trace has points over {row.get('n')} of its {document['full'].get('n')} questions, and "
+            "not what full tokens reach on those",
+            hint="trace again with this version of seats",
+        )
+    if not known[measure]:
+        raise UsageError(f"the {measure} with all tokens is 0 on the questions of a point of this trace")
+    return float(row[key or measure] / known[measure])
 
 
 def _share(

@@ -12,7 +12,6 @@ from seats_cli.errors import UsageError
 from seats_cli.lab.boundaries import Boundaries, blocks_of, drop_layers, never_falling, propose
 from seats_cli.lab.preset_file import (
     base_preset,
-    preset_document,
     trace_provenance,
     traced_preset,
     write_traced,
@@ -188,7 +187,11 @@ def test_a_preset_with_calibrated_rows_and_geometry(tmp_path: Path) -> None:
         tmp_path / "p.yaml", traced_preset(trace, base, schedule, rows, {"calibrated": "by hand"})
     )
     assert loaded.calibrated == tuple(rows)
-    assert preset_document(trace, base, schedule, rows)["calibrated"][0]["drops"] == []
+    assert loaded.calibrated[0].drops == ()
+    assert (loaded.name, loaded.checkpoint) == (
+        "my-3b",
+        "",
+    )  # another's weights are not the base's checkpoint
     assert loaded.geometry == base.geometry
     assert loaded.provenance["calibrated"] == "by hand"
     assert "geometry" in loaded.provenance
@@ -216,8 +219,23 @@ def test_the_preset_that_was_traced_with_is_the_base(tmp_path: Path) -> None:
     asked = document(CURVE, options={"preset": str(path)})
     assert base_preset(asked).windows.video_grids == 4
     path.unlink()
-    assert base_preset(asked) == shipped
+    with pytest.raises(UsageError, match=r"made with cannot be read: .*wide\.yaml"):
+        base_preset(asked)
+    path.write_text("kind: style\nname: tiny\noptions: {}\n")
+    was_other = document(CURVE, options={"preset": str(path)}, model={**trace["model"], "preset": "wide"})
+    with pytest.raises(UsageError, match=r"model preset 'wide', and .* is none any more"):
+        base_preset(was_other)
     assert base_preset(document(CURVE, options={"preset": "paper"})) == shipped  # a style is no model's
+
+
+def test_a_schedule_that_was_not_found_is_not_said_to_be_measured() -> None:
+    trace = document([0.9] * 14)
+    found, base = propose(trace), load_preset("tiny")
+    assert not found.found
+    made = traced_preset(trace, base, base.schedule, provenance=trace_provenance(trace, found))
+    assert made.schedule == base.schedule
+    assert made.provenance["schedule"] == base.provenance["schedule"]
+    assert "do not need the clip" in made.provenance["notes"]
 
 
 def test_a_preset_that_cannot_be_written(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from seats_cli.lab.manifest import Sample
 from seats_cli.lab.records import Record
 from seats_cli.lab.sweep import ClipTask, Listener, keys_of, manifest_tasks, sweep
 from seats_cli.lab.trace import Reading, read_with_answer, trace_clip
-from seats_cli.lab.trace_document import curves_of_records, read_document
+from seats_cli.lab.trace_document import curves_of_records, of_full, read_document
 from seats_cli.lab.trace_team import TracingAlone, TracingCrew, describe_trace
 from seats_cli.lab.tracing import ENTRIES, KEEPS, KINDS, Tracing, full_setting, with_fewer_questions
 from seats_cli.selection.budget import keep_best
@@ -440,6 +440,26 @@ def test_the_document_says_what_the_records_do() -> None:
     (looked,) = document["attention"]
     assert looked["video"] == pytest.approx(1.3 / 3)
     assert document["choice"] == document["entry"] == []
+    assert first["full"].keys() == {"accuracy", "agreement", "log_likelihood", "probability"}
+    for key in first["full"]:
+        assert first["full"][key] == pytest.approx(document["full"][key])
+
+
+def test_a_point_that_some_questions_lack_is_told_beside_their_own_full_tokens() -> None:
+    records = [made_record("1", "p", "a", [True]), made_record("2", "q", "b", [False])]
+    records[0]["full"] = {**records[0]["full"], "probability": 0.5}
+    records[1]["full"] = {**records[1]["full"], "probability": 1.0}
+    records[1]["removal"] = []
+    trace = curves_of_records(records, 1)
+    (row,) = trace["removal"]
+    assert (row["n"], trace["full"]["n"], trace["full"]["probability"]) == (1, 2, 0.75)
+    assert row["full"]["probability"] == 0.5
+    assert of_full(trace, row, "probability") == pytest.approx(row["probability"] / 0.5)
+    del row["full"]  # as older versions wrote it
+    with pytest.raises(UsageError, match="points over 1 of its 2 questions"):
+        of_full(trace, row, "probability")
+    row["n"] = 2
+    assert of_full(trace, row, "probability") == pytest.approx(row["probability"] / 0.75)
 
 
 def test_one_question_without_an_answer_makes_it_agreement() -> None:

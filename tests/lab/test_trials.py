@@ -11,6 +11,7 @@ from seats_cli.errors import SeatsError, UsageError
 from seats_cli.lab import trials
 from seats_cli.lab.manifest import Sample
 from seats_cli.lab.records import failure
+from seats_cli.lab.scoring import score
 from seats_cli.lab.settings import Setting
 from seats_cli.lab.suite import SuiteClip
 from seats_cli.lab.sweep import Asking, ClipTask, Described, Listener
@@ -49,6 +50,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
     def run(gather: Any, tasks: Sequence[ClipTask], settings: Sequence[Setting], *_: Any) -> Any:
         asked = [one for task in tasks for one in task.samples]
+        for one in asked:  # as a sweep does with every answer
+            score(one, answers.get(one.id, ""))
         found = [
             {**record(one.id, True), "answer": answers[one.id]}
             if one.id in answers
