@@ -90,8 +90,8 @@ def calibrate(
 
     The trace says which plans are likely; these and their neighbours are measured by how often they answer
     right (as the answer from all tokens, where the manifest has none). Calibrate on other clips than you
-    report on. The table goes to stdout, progress to stderr. Exit code: 0 all right, 2 wrong usage, 130
-    interrupted (nothing is written then).
+    report on. The table goes to stdout, progress to stderr. Exit code: 0 all right, 1 a question failed, 2
+    wrong usage, 130 interrupted (the ratios that were done are written).
     """
     outer: Terminal = ctx.obj
     outer.quiet, outer.verbose, outer.debug = quiet, verbose, debug

@@ -9,12 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from seats_cli.cli import options as opt
 from seats_cli.cli.ask import leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Table
 from seats_cli.cli.eval_screen import EvalTerminal
+from seats_cli.errors import SeatsError, UsageError
 
 if TYPE_CHECKING:
     from seats_cli.lab.calibrate import Trial
+    from seats_cli.lab.records import Record
     from seats_cli.lab.settings import Setting
     from seats_cli.lab.sweep import Asking, Described, Team
     from seats_cli.presets import CalibratedRow, Preset
@@ -44,14 +47,34 @@ class CalibrateRequest:
 
 
 def run_calibration(terminal: EvalTerminal, request: CalibrateRequest) -> int:
-    """Search, print what was found, write the preset. Returns the exit code."""
+    """Search, print what was found, write the preset. Returns the exit code.
+
+    What stops the search loses no ratio that is done: their plans are written all the same.
+    """
     from seats_cli.lab.calibrate import climb, curves_of
     from seats_cli.lab.manifest import read_manifest
+    from seats_cli.lab.records import has_failed
+    from seats_cli.lab.settings import FULL
 
     samples = None
     if request.manifest is not None:
         samples = read_manifest(request.manifest, need_answers=False)
     curves = curves_of(request.trace)
+    base = base_of(request)
+    settings = {**style_options(request.preset), **request.settings}
+    settings.pop("schedule", None)
+    say_differences(terminal, request, base, settings)
+    failed: list[Record] = []
+
+    def look_at(record: "Record") -> None:
+        if record["method"] == FULL and has_failed(record):  # a plan's failure ends the search by itself
+            if not failed:
+                terminal.warn(f"{record['clip']}: {record['error']['message']}")
+            failed.append(record)
+
+    stopped: BaseException | None = None
+    found: list[CalibratedRow] = []
+    trials: list[Trial] = []
     with ExitStack() as stack:
         progress = stack.enter_context(terminal.counting("answers"))
         quieten_libraries(terminal)
@@ -61,33 +84,39 @@ def run_calibration(terminal: EvalTerminal, request: CalibrateRequest) -> int:
 
         tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)
         gather = gatherer(terminal, request, len(tasks))
-        listener = Listener(progress=progress, warn=lambda message, clip: terminal.warn(message))
+        listener = Listener(look_at, progress, lambda message, clip: terminal.warn(message))
         tasks = stack.enter_context(on_disk(tasks))
         tasks = with_answers(gather, tasks, request.asking, request.preset, listener)
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="seats-trials-")))
-        base = base_of(request)
-        settings = {**style_options(request.preset), **request.settings}
-        settings.pop("schedule", None)
         measure = Trials(tasks, request.asking, base, settings, folder, gather, listener)
-        found: list[CalibratedRow] = []
-        trials: list[Trial] = []
-        for ratio in request.ratios:
-            best, tried = climb(
-                curves,
-                ratio,
-                measure,
-                first=request.first,
-                rounds=request.rounds,
-                known=found[-1:],
-                tell=lambda trial: terminal.detail(described(trial)),
-            )
-            found.append(best)
-            trials += tried
-            terminal.note(f"ratio {ratio:g}: {described(max(tried, key=lambda trial: trial.measured))}")
+        try:
+            for ratio in request.ratios:
+                best, tried = climb(
+                    curves,
+                    ratio,
+                    measure,
+                    first=request.first,
+                    rounds=request.rounds,
+                    known=found[-1:],
+                    tell=lambda trial: terminal.detail(described(trial)),
+                )
+                found.append(best)
+                trials += tried
+                terminal.note(f"ratio {ratio:g}: {described(max(tried, key=lambda trial: trial.measured))}")
+        except (KeyboardInterrupt, SeatsError) as error:
+            if not found:
+                raise
+            stopped = error
     n_samples = sum(len(task.samples) for task in tasks)
     show(terminal, request, found, trials)
     write(terminal, request, base, found, f"{len(trials)} plans on {n_samples} questions, {len(tasks)} clips")
-    return 0
+    if stopped is not None:
+        terminal.note(f"stopped early: {len(found)} of {len(request.ratios)} ratios are in {request.target}")
+    if isinstance(stopped, SeatsError):
+        raise stopped
+    if stopped is not None:
+        return opt.INTERRUPTED
+    return 1 if failed else 0
 
 
 def gatherer(
@@ -131,10 +160,14 @@ def base_of(request: CalibrateRequest) -> "Preset":
 
     asked = None if request.preset is None else load_any(request.preset)
     base = asked if isinstance(asked, Preset) else base_preset(request.trace)
+    n_layers = request.trace["n_layers"]
+    if base.n_layers != n_layers:
+        raise UsageError(
+            f"preset {base.name} is made for {base.n_layers} layers; the traced checkpoint has {n_layers}",
+            hint="leave --preset out, or give one for this checkpoint",
+        )
     found = propose(request.trace, request.tolerance)
-    if not found.found:
-        return replace(base, status="calibrated")
-    schedule = found.schedule(request.trace["n_layers"], base.schedule)
+    schedule = found.schedule(n_layers, base.schedule) if found.found else base.schedule
     return traced_preset(request.trace, base, schedule, provenance=trace_provenance(request.trace, found))
 
 
@@ -147,15 +180,35 @@ def style_options(preset: str | None) -> Mapping[str, str]:
 
 
 def check_same_model(trace: Mapping[str, Any], described: "Described") -> None:
-    """Raise UsageError unless the trace is of the model that the plans are measured on."""
-    from seats_cli.errors import UsageError
+    """Raise UsageError unless the trace is of the model that the plans are measured on.
 
+    Files are known by their content; a checkpoint of the hub by its id and revision.
+    """
     traced, model = trace["model"], described.model
-    if traced["weights"] != model["weights"] or traced["model_type"] != model["family"]:
+    pairs = [(traced["model_type"], model["family"]), (traced.get("weights"), model["weights"])]
+    if model["weights"] is None:
+        revision = trace.get("environment", {}).get("revision")
+        pairs += [(traced["name"], model["model"]), (revision, model["revision"])]
+    if any(theirs != ours for theirs, ours in pairs):
         raise UsageError(
             f"the trace is of {traced['name']}, and not of {model['model']} as it is now",
             hint="name the traced checkpoint with --model, or trace this one first",
         )
+
+
+def say_differences(
+    terminal: EvalTerminal, request: CalibrateRequest, base: "Preset", settings: Mapping[str, str]
+) -> None:
+    """Warn where plans are measured in another way than the curves were."""
+    from seats_cli.presets import load_style
+
+    merge = {**load_style("default").options, **base.options, **settings}["merge"] == "on"
+    traced_merge, fps = request.trace["model"].get("merge"), request.trace.get("options", {}).get("fps")
+    if traced_merge not in (None, merge):
+        words = {True: "on", False: "off"}
+        terminal.warn(f"the trace was made with merge={words[traced_merge]}, plans run with {words[merge]}")
+    if fps not in (None, request.asking.fps):
+        terminal.warn(f"the trace was made with --fps {fps:g}, plans run with {request.asking.fps:g}")
 
 
 def write(
