@@ -114,7 +114,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
         ]
     if name == "omnivideobench":
         videos = OMNIVIDEOBENCH
-        return [{"video": f"videos/{v['video']}.mp4"} | q for v in videos for q in v["questions"]]  # type: ignore
+        return [{"video": f"videos/{v['video']}.mp4"} | q for v in videos for q in v["questions"]]  # type: ignore  # JSON
     return list(PUBLISHED[name])
 
 

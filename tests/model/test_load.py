@@ -37,7 +37,10 @@ def test_every_layout_is_the_same_network(
 ) -> None:
     path = make_checkpoint(TinySpec(layout=layout, sharded=sharded))
     adapter = load_model(str(path), device="cpu", dtype="float32")
-    # weights are the same bits (below); where they lie in memory can change how kernels round
+    loaded, expected = (one._model.state_dict() for one in (adapter, tiny_adapter))
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    # the same bits, but where they lie in memory can change how kernels round
     torch.testing.assert_close(logits(adapter), logits(tiny_adapter), rtol=0, atol=1e-6)
     assert adapter.parameter_count == tiny_adapter.parameter_count
     assert not hasattr(adapter._model, "talker")
