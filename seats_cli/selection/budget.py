@@ -34,12 +34,12 @@ def choose_in_layer(
     """Stage II at one drop: (S,) bool, True for what stays; all text stays.
 
     scores: (S,) float32, attention received from the last text token. keep_video, keep_audio: fractions of
-    the layout's tokens of that kind. n_windows: more than any window id of the layout. Ties go to the lowest
-    index.
+    the layout's tokens of that kind; a kind of which 0 is kept goes whole and counts as absent. n_windows:
+    more than any window id of the layout. Ties go to the lowest index.
     """
     total_video = keep_total(keep_video, layout.n_video)
     total_audio = keep_total(keep_audio, layout.n_audio)
-    if not divides_by_window(layout, n_windows):
+    if not divides_by_window(total_video, total_audio, n_windows):
         group = layout.kind.to(torch.int64)
         # filled on the device: a list would be copied from the host, and waited for
         quota = torch.cat([group.new_full((1,), n) for n in (len(layout), total_video, total_audio)])
@@ -53,9 +53,10 @@ def choose_in_layer(
     return keep_best(scores, tokens.group, torch.cat((quota, everything)))
 
 
-def divides_by_window(layout: TokenLayout, n_windows: int) -> bool:
-    """Whether windows get budgets; else the choice is the top `keep_total` of each kind, no more, no less."""
-    return bool(layout.n_video and layout.n_audio) and n_windows > 1
+def divides_by_window(total_video: int, total_audio: int, n_windows: int) -> bool:
+    """Whether windows get budgets, when so many of each kind are to stay; else the choice is the top ones of
+    each kind, no more, no less."""
+    return bool(total_video and total_audio) and n_windows > 1
 
 
 def keep_best(scores: torch.Tensor, group: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:

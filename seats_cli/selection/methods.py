@@ -87,10 +87,10 @@ class Seats(Method):
         if scores is None:
             raise ValueError(f"the drop after layer {layer} needs attention scores")
         mask = choose_in_layer(scores, layout, step.keep_video, step.keep_audio, plan.n_windows, plan.options)
-        if divides_by_window(layout, plan.n_windows):
-            return counted_drop(mask, layout)
         video = keep_total(step.keep_video, layout.n_video)
         audio = keep_total(step.keep_audio, layout.n_audio)
+        if divides_by_window(video, audio, plan.n_windows):
+            return counted_drop(mask, layout)
         return drop_to(mask, (layout.n_text, video, audio))
 
 

@@ -18,8 +18,8 @@ def keep_count(ratio: float, n: int) -> int:
 
 
 def keep_total(ratio: float, n: int) -> int:
-    """How many of a kind's n tokens a middle drop keeps in all: half to even, at least 1 of any."""
-    return max(1, round(ratio * n)) if n else 0
+    """How many of a kind's n tokens a middle drop keeps in all: half to even, at least 1 of any; none at 0."""
+    return max(1, round(ratio * n)) if n and ratio else 0
 
 
 def spread_total(ratio: float, n: int, window: int) -> int:
@@ -46,7 +46,10 @@ class ClipCounts:
 
 @dataclass(frozen=True)
 class DropStep:
-    """A middle drop: after layer `after_layer` (1-based) keep these fractions of what is still there."""
+    """A middle drop: after layer `after_layer` (1-based) keep these fractions of what is still there.
+
+    At 0 the kind is gone from there on; above 0 at least one token of it stays.
+    """
 
     after_layer: int
     keep_video: float

@@ -257,7 +257,9 @@ def _plan_kind(
     entry = min(1.0, scale * retention)
     left = [kind.entering(entry)]
     entering = left[0] / kind.n if options.budgets == "exact" else entry
-    keeps = keep_ratios(retention, entering, n_layers, schedule.drop_layers, schedule.late_layer)
+    decay = keep_ratios(retention, entering, n_layers, schedule.drop_layers, schedule.late_layer)
+    # a decay to nothing leaves stage II's floors: only a calibrated drop may take a kind away
+    keeps = tuple(keep or ALMOST_NOTHING for keep in decay)
     for keep in keeps:
         left.append(keep_total(keep, left[-1]))
     return KindPlan(retention, entry, keeps, tuple(left))

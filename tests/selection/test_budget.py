@@ -214,6 +214,19 @@ def test_one_kind_or_one_window_is_a_plain_top_k(sizes: tuple[list[int], list[in
         assert sorted(best.tolist()) == (kept & (layout.kind == kind)).nonzero().flatten().tolist()
 
 
+@pytest.mark.parametrize("budgets", ["exact", "published"])
+def test_of_a_kind_kept_at_nothing_no_window_keeps_a_token(budgets: str) -> None:
+    layout = make_layout([4, 3, 7], [2, 5, 6])
+    scores = torch.rand(len(layout), generator=torch.Generator().manual_seed(6))
+    options = SelectionOptions(budgets=budgets)  # type: ignore[arg-type]
+    kept = choose_in_layer(scores, layout, 0.0, 0.5, 3, options)
+    assert not kept[layout.kind == VIDEO].any()
+    audio = (layout.kind == AUDIO).nonzero().flatten()
+    best = audio[scores[audio].argsort(descending=True)[: keep_total(0.5, 13)]]
+    assert sorted(best.tolist()) == kept.logical_and(layout.kind == AUDIO).nonzero().flatten().tolist()
+    assert kept[layout.kind == TEXT].all()
+
+
 def test_keeping_everything_keeps_everything() -> None:
     layout = make_layout([4, 0, 7], [2, 5, 0])
     scores = torch.rand(len(layout), generator=torch.Generator().manual_seed(5))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from runs import media_of, run
 from seats_cli.errors import PlanError
 from seats_cli.presets import CalibratedDrop, CalibratedRow, Preset, load_preset
 from seats_cli.selection.calibrated import nearest_row
@@ -55,7 +56,22 @@ def test_tokens_leave_where_the_nearest_row_says() -> None:
     assert after.n_audio == entering.n_audio
     assert (plan(0.06).late_layer, plan(0.06).drops) == (13, ())
     assert plan(0.35).late_layer is None
-    assert plan(0.35).stages[1].n_audio == 1  # a drop to nothing leaves one
+    assert plan(0.35).stages[1].n_audio == 0
+
+
+@pytest.mark.parametrize("budgets", ["exact", "published"])
+@pytest.mark.parametrize("gone", ["video", "audio"])
+def test_a_drop_to_nothing_takes_a_kind_away_as_planned(gone: str, budgets: str) -> None:
+    drop = CalibratedDrop(9, 0.0, 0.7) if gone == "video" else CalibratedDrop(9, 0.7, 0.0)
+    rows = (CalibratedRow(0.10, 0.10, 0.10, 15, (drop, CalibratedDrop(11, 0.5, 0.5))),)
+    method, options = METHODS["seats"], SelectionOptions(budgets=budgets)  # type: ignore[arg-type]
+    made = method.plan(replace(preset(), calibrated=rows), 0.10, CLIP, options)
+    done = run(method, made, CLIP, media_of(CLIP, made))
+    expected = [stage for stage in made.stages if stage.after_layer in (9, 11)]
+    assert [done.layers[9][1:], done.layers[11][1:]] == [(one.n_video, one.n_audio) for one in expected]
+    assert all(getattr(stage, f"n_{gone}") == 0 for stage in expected)
+    assert all(stage.n_video + stage.n_audio > 0 for stage in expected)
+    assert done.retention(CLIP) == pytest.approx(made.expected_retention, rel=1e-12)
 
 
 def test_a_row_s_own_split_is_kept_on_the_mix_it_was_made_for() -> None:

@@ -124,15 +124,10 @@ def test_short_clips(method: Method, counts: ClipCounts, ratio: float) -> None:
 
 @every_method
 @every_clip
-def test_all_methods_split_alike_between_the_kinds(
-    method: Method, preset: str, counts: ClipCounts, request: pytest.FixtureRequest
-) -> None:
+def test_all_methods_split_alike_between_the_kinds(method: Method, preset: str, counts: ClipCounts) -> None:
     """At 0.35 no floor is in the way, so the kinds get what `fixed` gives them, to the token."""
     if method.name == "full":
         return
-    if (method.name, preset, counts) == ("seats", "shipped", CLIPS["both"][1]):
-        reason = "a calibrated drop of all video leaves a token a window, which audio pays for"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     plan, fixed = (planned(one, preset, 0.35, counts) for one in (method, METHODS["fixed"]))
     done = run(method, plan, counts, media_of(counts, plan))
     for code, n_tokens, same in (
