@@ -17,6 +17,7 @@ import torch
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.decode import DecodeOptions, Generation, answer_log_likelihood
 from seats_cli.engine.encode import EncodedMedia, OnStage, encode, encode_all
+from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.memory import explained_memory
 from seats_cli.engine.prefill import Prefilled, prefill
 from seats_cli.errors import MediaRange, UsageError
@@ -39,7 +40,11 @@ CACHE_ROOM = 1024  # decoded tokens that a layer's cache has room for at first, 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which checkpoint, and how it is loaded; see `model.load.load_model` for what each accepts."""
+    """Which checkpoint, and how it is loaded; see `model.load.load_model` for what each accepts.
+
+    compile: run the fast paths (`Adapter.fuse`) where they can run, else transformers' own modules
+    graphs:  decode with a CUDA graph where the fast paths run on a GPU
+    """
 
     model: str = EMBEDDED_MODEL
     device: str = "auto"
@@ -47,6 +52,8 @@ class ModelOptions:
     load_format: str = "auto"
     revision: str | None = None
     offline: bool = False
+    compile: bool = True
+    graphs: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,8 +148,16 @@ class Session:
                 load_format=self.options.load_format,
                 revision=self.options.revision,
                 offline=self.options.offline,
+                fuse=self.options.compile,
                 log=self._log,
             )
+        self.graph: GraphDecoder | None = None
+        if self.options.graphs and self.adapter.decodes_in_graph:
+            self.graph = GraphDecoder(self.adapter)
+            self._log("decoding: a CUDA graph a token")
+        else:
+            reason = "a graph needs CUDA and the fast paths" if self.options.graphs else "asked for"
+            self._log(f"decoding: layer by layer ({reason})")
         self.load_seconds = clock.seconds["load"]
         self._log(
             f"{self.adapter.name}: {self.adapter.parameter_count:,} parameters in {self.load_seconds:.1f} s"
@@ -205,7 +220,12 @@ class Session:
             run = self._prefill(media, question, options, told)
             with run.clock.stage("generate"):
                 generation = Generation(
-                    self.adapter, run.read, run.prompt.next_position, decoding, clock=run.clock
+                    self.adapter,
+                    run.read,
+                    run.prompt.next_position,
+                    decoding,
+                    clock=run.clock,
+                    graph=self.graph,
                 )
                 for piece in generation:
                     if on_text is not None:

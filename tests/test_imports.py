@@ -44,7 +44,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "session": {"torch", "numpy"},
     "engine": {"torch", "numpy"},
     "measure": {"torch"},
-    "selection": {"torch"},
+    "selection": {"torch", "triton"},  # triton in kernels.py alone, on CUDA
     "media": {"numpy", "av", "librosa", "soundfile", "soxr"},
     "presets": {"yaml"},
     "errors": set(),

@@ -236,9 +236,9 @@ def test_what_is_told_while_it_runs(tiny_checkpoint_path: Path, files: dict[str,
     assert any(str(before.video) in line and str(before.audio) in line for line in notes)
     assert list(dict.fromkeys(name for name, _, _ in stages)) == [
         "probe",
+        "encode_audio",
         "read",
         "encode_video",
-        "encode_audio",
         "prefill",
         "generate",
     ]

@@ -61,6 +61,8 @@ def ask(
     dtype: opt.DtypeOption = "auto",
     load_format: opt.LoadFormatOption = "auto",
     offline: opt.OfflineOption = False,
+    compile: opt.CompileOption = True,
+    graphs: opt.GraphsOption = True,
     ratio: opt.RatioOption = 0.10,
     method: opt.MethodOption = "seats",
     preset: opt.PresetOption = None,
@@ -114,6 +116,8 @@ def ask(
             "dtype": dtype,
             "load_format": load_format,
             "offline": offline,
+            "compile": compile,
+            "graphs": graphs,
         },
         asked={
             "ratio": ratio,

@@ -180,6 +180,24 @@ OfflineOption = Annotated[
         help="Never reach for the network, as HF_HUB_OFFLINE=1 does.",
     ),
 ]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile/--no-compile",
+        envvar="SEATS_COMPILE",
+        rich_help_panel=MODEL_PANEL,
+        help="Run the fast paths where they can run, or transformers' own modules throughout.",
+    ),
+]
+GraphsOption = Annotated[
+    bool,
+    typer.Option(
+        "--graphs/--no-graphs",
+        envvar="SEATS_GRAPHS",
+        rich_help_panel=MODEL_PANEL,
+        help="On a GPU, decode with a CUDA graph, or layer by layer.",
+    ),
+]
 
 # --- tokens -----------------------------------------------------------------------------------------------
 RatioOption = Annotated[

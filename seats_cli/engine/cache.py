@@ -96,6 +96,12 @@ class LayerCache:
             made._lengths[index] = length
         return made
 
+    def clear(self) -> None:
+        """Forget everything and give the memory back."""
+        self._keys = [None] * len(self._keys)
+        self._values = [None] * len(self._values)
+        self._lengths = [0] * len(self._lengths)
+
     def bytes(self) -> int:
         """Bytes of the keys and values held, without the room kept for tokens to come."""
         total = 0

@@ -1,11 +1,12 @@
 """The answer: one token at a time from the cache, as text that is never cut inside a character."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.prefill import Prefilled
 from seats_cli.errors import UsageError
 from seats_cli.measure.clock import FIRST_TOKEN, Stopwatch
@@ -46,18 +47,18 @@ class TokenSampler:
         self._options = options
         self._generator = torch.Generator(device).manual_seed(options.seed)
 
-    def __call__(self, logits: torch.Tensor) -> int:
-        """The id chosen from (V,) float32 logits on this sampler's device."""
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """The id (1,) int64 chosen from (V,) float32 logits on this sampler's device; does not wait."""
         if self._options.temperature == 0.0:
-            return int(logits.argmax())
+            return logits.argmax(keepdim=True)
         # Subtracting the maximum first keeps tiny temperatures finite.
         scaled = (logits - logits.max()) / self._options.temperature
         probability, token = scaled.softmax(-1).sort(descending=True, stable=True)
         # A token stays while the sum before it is short of top_p, so the likeliest always does.
         outside = probability.cumsum(-1) - probability >= self._options.top_p
-        outside[0] = False
+        outside[:1].fill_(False)
         drawn = torch.multinomial(probability.masked_fill(outside, 0.0), 1, generator=self._generator)
-        return int(token[drawn])
+        return token[drawn]
 
 
 class TextStream:
@@ -116,15 +117,18 @@ class Generation:
         options: DecodeOptions,
         *,
         clock: Stopwatch | None = None,
+        graph: GraphDecoder | None = None,
     ) -> None:
         """`next_position`: rotary position of the first generated token, as the whole prompt has it
         (`Prompt.next_position`): positions go on from there whatever was dropped.
-        `clock` gets the mark FIRST_TOKEN."""
+        `clock` gets the mark FIRST_TOKEN; `graph`, where there is one, takes over the prefill's cache and
+        runs the steps."""
         self._adapter = adapter
         self._prefilled = prefilled
         self._next_position = next_position
         self._options = options
         self._clock = clock
+        self._graph = graph
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
@@ -143,27 +147,64 @@ class Generation:
             yield piece
 
     def _tokens(self) -> Iterator[int]:
-        """Token ids up to the end token or the limit."""
-        logits, cache = self._prefilled.logits, self._prefilled.cache
+        """Token ids up to the end token or the limit.
+
+        On CUDA the step after a token is launched before the token is read, so the device never waits for the
+        host; the step behind the last token is then for nothing.
+        """
+        logits, limit = self._prefilled.logits, self._options.max_new_tokens
         choose = TokenSampler(self._options, logits.device)
-        for step in range(self._options.max_new_tokens):
-            token_id = choose(logits)
+        advance = self._advance(limit)
+        ahead = logits.device.type == "cuda"
+        token = choose(logits)
+        for step in range(limit):
+            arrived = sent_to_host(token)
+            following = None
+            if ahead and step + 1 < limit:
+                following = choose(advance(token, step))
+            token_id = arrived()
             if self._clock is not None and step == 0:
                 self._clock.mark(FIRST_TOKEN)
             if token_id in self._adapter.eos_token_ids:
                 self.finish_reason = "stop"
                 return
             self.token_ids.append(token_id)
-            if step + 1 == self._options.max_new_tokens:
+            if step + 1 == limit:
                 self.finish_reason = "length"
             yield token_id
-            if step + 1 < self._options.max_new_tokens:
-                logits = decode_step(self._adapter, token_id, self._next_position + step, cache)
+            if step + 1 < limit:
+                token = choose(advance(token, step)) if following is None else following
+
+    def _advance(self, limit: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
+        """One step: (token (1,), steps before it) to the logits (V,) of the next."""
+        adapter, cache = self._adapter, self._prefilled.cache
+        if self._graph is None:
+            return lambda token, step: decode_step(adapter, token, self._next_position + step, cache)
+        graph = self._graph
+        graph.begin(cache, self._next_position, limit)
+        return lambda token, _: graph.step(token)
 
 
-def decode_step(adapter: Adapter, token_id: int, position: int, cache: Any) -> torch.Tensor:
-    """Logits (V,) float32 after one more token at `position` (on all three axes); grows the cache."""
-    ids = torch.tensor([token_id], device=adapter.device)
+def sent_to_host(token: torch.Tensor) -> Callable[[], int]:
+    """Start copying a token (1,) int64 to the host; the result waits for it, and for nothing after it."""
+    if not token.is_cuda:
+        return lambda: int(token)
+    on_host = torch.empty(1, dtype=torch.int64, pin_memory=True)
+    on_host.copy_(token, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(token.device))
+
+    def wait() -> int:
+        copied.synchronize()
+        return int(on_host)
+
+    return wait
+
+
+def decode_step(adapter: Adapter, token: torch.Tensor | int, position: int, cache: Any) -> torch.Tensor:
+    """Logits (V,) float32 after one more token, (1,) int64 or its number, at `position` (on all three axes);
+    grows the cache."""
+    ids = token if isinstance(token, torch.Tensor) else torch.tensor([token], device=adapter.device)
     hidden = adapter.embed_text(ids)[None]
     rotary = adapter.rotary(torch.full((3, 1), position, dtype=torch.int64, device=adapter.device))
     for index in range(adapter.n_layers):

@@ -1,12 +1,14 @@
 """A clip becomes what the language model reads: window by window through the encoders and stage I.
 
-Frames and samples stream: each batch of whole stage-I windows is read, resized, encoded and thinned before
-the next one is read, so memory holds one batch and the embeddings that were kept, however long the clip is.
+Frames and samples stream: each batch of whole stage-I windows is resized, encoded and thinned while another
+thread reads the frames of the next, so memory holds a batch, the frames read ahead and the embeddings that
+were kept, however long the clip is. Sound is encoded first, while the first frames are being decoded.
 A method that chooses over the whole clip at once (scope "clip") gets every embedding, and memory follows; so
 does `encode_all`, whose result many questions about one clip can share.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import lcm
 from typing import Any, Protocol, TypeVar
@@ -14,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from seats_cli.engine.front import read_ahead
 from seats_cli.errors import MediaError
 from seats_cli.measure.clock import Stopwatch
 from seats_cli.model.adapter import Adapter, Encoded, MediaShape, Prompt
@@ -29,6 +32,7 @@ OnStage = Callable[[str, int, int], None]
 FRAMES_AT_ONCE = 64  # resized frames through the vision encoder at once, rounded to whole stage-I windows
 AUDIO_S_AT_ONCE = 64.0  # seconds through the audio encoder at once, likewise
 SAMPLES_PER_BLOCK = 16000 * 30
+READ_AHEAD_BYTES = 256 * 2**20  # decoded frames that wait for the encoder at most
 
 
 class FrameWindow(Protocol):
@@ -119,24 +123,25 @@ def encode(
     A clip that was encoded already is only chosen from. `saliency_positions`: length of an audio saliency
     window in encoder positions (the preset's). Raises MediaError where the file gives less than it promised.
     """
-    clock = clock or Stopwatch(adapter.device)
+    clock, run = clock or Stopwatch(adapter.device), None
+    streams: dict[Kind, Iterable[Encoded]] = {}
     if isinstance(clip, EncodedMedia):
         held: dict[Kind, Encoded | None] = {"video": clip.video, "audio": clip.audio}
-        streams: dict[Kind, Iterable[Encoded]] = {
-            kind: [all_of_it] for kind, all_of_it in held.items() if all_of_it is not None
-        }
+        streams = {kind: [all_of_it] for kind, all_of_it in held.items() if all_of_it is not None}
         image = clip.image
     else:
         windows: dict[Kind, int] = {"video": plan.video_window, "audio": plan.audio_window}
         told = on_stage or (lambda *_: None)
         run = EncoderRun(adapter, clip, shape, windows, plan.needs_saliency, saliency_positions, clock, told)
-        streams = encoder_streams(run)
         image = encode_image(run) if shape.n_image else None
     layout = prompt.layout.to(adapter.device)
     # The prompt lies on the host, so finding the slots there costs no wait for the device.
     slots = {kind: _slots(prompt.layout, code).to(adapter.device) for kind, code in _CODES.items()}
     choose = choose_by_clip if method.scope == "clip" else choose_by_window
-    kept = choose(Choice(method, plan, clock), streams, layout, slots)
+    with ExitStack() as reading:
+        if run is not None:
+            streams = encoder_streams(run, reading)
+        kept = choose(Choice(method, plan, clock), streams, layout, slots)
     return assemble(adapter, prompt, layout, slots, kept, image)
 
 
@@ -157,7 +162,9 @@ def encode_all(
     """
     clock, told = clock or Stopwatch(adapter.device), on_stage or (lambda *_: None)
     run = EncoderRun(adapter, clip, shape, windows, True, saliency_positions, clock, told)
-    joined = {kind: Encoded.join(list(stream)) for kind, stream in encoder_streams(run).items()}
+    with ExitStack() as reading:
+        streams = encoder_streams(run, reading)
+        joined = {kind: Encoded.join(list(stream)) for kind, stream in streams.items()}
     for kind, expected in (("video", shape.n_video), ("audio", shape.n_audio)):
         if kind in joined:
             check_count(kind, len(joined[kind]), expected)
@@ -176,32 +183,50 @@ def _slots(layout: TokenLayout, code: int) -> torch.Tensor:
 # ---- the encoders -----------------------------------------------------------------------------------------
 
 
-def encoder_streams(run: EncoderRun) -> dict[Kind, Iterable[Encoded]]:
-    """The kinds that the clip has, each as batches yet to be encoded."""
+def encoder_streams(run: EncoderRun, reading: ExitStack) -> dict[Kind, Iterable[Encoded]]:
+    """The kinds that the clip has, each as batches yet to be encoded; frames are read from now on, by a
+    thread that `reading` ends."""
     streams: dict[Kind, Iterable[Encoded]] = {}
-    if run.shape.n_video:
-        streams["video"] = video_stream(run)
     if run.shape.n_audio:
         streams["audio"] = audio_stream(run)
+    if run.shape.n_video:
+        windows = reading.enter_context(
+            read_ahead(frame_windows(run), size=torch.Tensor.numel, budget=READ_AHEAD_BYTES)
+        )
+        streams["video"] = video_stream(run, windows)
     return streams
 
 
-def video_stream(run: EncoderRun) -> Iterator[Encoded]:
+def grids_per_window(run: EncoderRun) -> int:
+    """Grids of a whole stage-I window of video."""
+    return max(1, run.windows["video"] // run.shape.tokens_per_grid)
+
+
+def frame_windows(run: EncoderRun) -> Iterator[torch.Tensor]:
+    """The clip's frames, a stage-I window at a time: (T, H, W, 3) uint8 in memory that a GPU copies from by
+    itself."""
+    on_gpu = run.adapter.device.type == "cuda"
+    for window in run.clip.video_windows(grids_per_window(run) * run.adapter.geometry.temporal_patch):
+        frames = torch.from_numpy(window.frames)
+        yield frames.pin_memory() if on_gpu else frames
+
+
+def video_stream(run: EncoderRun, windows: Iterator[torch.Tensor]) -> Iterator[Encoded]:
     """Embeddings of the clip's frames in batches of whole stage-I windows (the last may be short)."""
     shape, clock = run.shape, run.clock
     assert shape.video_grid is not None  # there is video
     geometry = run.adapter.geometry
-    grids = max(1, run.windows["video"] // shape.tokens_per_grid)
+    grids = grids_per_window(run)
     window_frames = grids * geometry.temporal_patch
     at_once = window_frames * max(1, FRAMES_AT_ONCE // window_frames)
     size = (shape.video_grid[1] * geometry.patch, shape.video_grid[2] * geometry.patch)
     total = shape.video_grid[0] * geometry.temporal_patch
     batch: list[torch.Tensor] = []
     waiting = done = 0
-    for window in timed(run.clip.video_windows(window_frames), clock, "read"):
+    for native in timed(windows, clock, "read"):
         with clock.stage("preprocess"):
             # Native frames go at once: the batch holds resized ones only.
-            frames = torch.from_numpy(window.frames).to(run.adapter.device)
+            frames = native.to(run.adapter.device, non_blocking=True)
             batch.append(resize_frames(frames, size))
         waiting += len(frames)
         run.on_stage("read", done + waiting, total)

@@ -11,6 +11,7 @@ import torch
 
 from seats_cli.engine.cache import LayerCache
 from seats_cli.model.adapter import Adapter, Rotary
+from seats_cli.model.kernels import quick_attention
 from seats_cli.selection.layout import TokenLayout
 from seats_cli.selection.methods import Drop, Method
 from seats_cli.selection.plan import Plan
@@ -83,24 +84,25 @@ def prefill(
     layer_counts: list[Counts] = []
     drops: list[DropRecord] = []
 
-    for layer in range(first_layer, adapter.n_layers + 1):
-        hidden = adapter.run_layer(layer - 1, hidden, rotary, cache)
-        layer_counts.append(layout.counts)
-        if on_output is not None:
-            on_output(layer, hidden)
-        if layer in cuts:
-            scores = None
-            if layer in plan.score_layers:
-                scores = adapter.last_token_attention(layer - 1, hidden, rotary).to(layout.kind.device)
-            drop = method.after_layer(layer, scores, layout, plan)
-            if plan.options.decode_cache == "text":  # as published: the layers already passed forget too
-                for passed in range(layer):
-                    cache.trim(passed, drop.keep)
-            before = layout.counts
-            hidden, layout, rotary = _keep_only(drop, hidden, layout, rotary)
-            drops.append(DropRecord(layer, before, layout.counts, layout))
-        if on_layer is not None:
-            on_layer(layer, adapter.n_layers)
+    with quick_attention(hidden.device, len(layout)):
+        for layer in range(first_layer, adapter.n_layers + 1):
+            hidden = adapter.run_layer(layer - 1, hidden, rotary, cache)
+            layer_counts.append(layout.counts)
+            if on_output is not None:
+                on_output(layer, hidden)
+            if layer in cuts:
+                scores = None
+                if layer in plan.score_layers:
+                    scores = adapter.last_token_attention(layer - 1, hidden, rotary).to(layout.kind.device)
+                drop = method.after_layer(layer, scores, layout, plan)
+                if plan.options.decode_cache == "text":  # as published: the layers already passed forget too
+                    for passed in range(layer):
+                        cache.trim(passed, drop.keep)
+                before = layout.counts
+                hidden, layout, rotary = _keep_only(drop, hidden, layout, rotary)
+                drops.append(DropRecord(layer, before, layout.counts, layout))
+            if on_layer is not None:
+                on_layer(layer, adapter.n_layers)
 
     logits = adapter.final_logits(hidden, last_only=True)[0, -1].float()
     return Prefilled(logits, cache, tuple(layer_counts), tuple(drops), layout)

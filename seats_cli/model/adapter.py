@@ -154,6 +154,7 @@ class Adapter(ABC):
         attention:      the attention backend's name, as transformers calls it
         pixel_stats, mel_spec: preprocessing constants from the checkpoint's preprocessor_config.json
         notes:          automatic choices made while loading, with their reasons
+        fused:          whether `fuse` found that the fast paths can run, and they do
     """
 
     geometry: Geometry
@@ -168,6 +169,7 @@ class Adapter(ABC):
     pixel_stats: PixelStats
     mel_spec: MelSpec
     notes: tuple[str, ...]
+    fused: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -187,6 +189,17 @@ class Adapter(ABC):
     @abstractmethod
     def layer_device(self, index: int) -> torch.device:
         """Where decoder layer `index` computes; its cache lives there too."""
+
+    def fuse(self) -> str:
+        """Switch to the family's fast paths where they can run, and say in one line what happened and why.
+
+        The results stay those of transformers' modules, which the reference paths call, up to rounding."""
+        return "reference paths: this family has no fast ones"
+
+    @property
+    def decodes_in_graph(self) -> bool:
+        """Whether `decode_token` can be recorded in a CUDA graph."""
+        return False
 
     # ---- what goes in ----------------------------------------------------------------------------
 
@@ -283,6 +296,20 @@ class Adapter(ABC):
         Through layer `index`'s own input norm, projections and rotary embedding, softmax over the sequence,
         mean over heads (docs/method.md, "Stage II", step 1). `hidden` (1, S, D) is that layer's output; one
         query row is computed."""
+
+    def decode_token(
+        self,
+        token: torch.Tensor,
+        position: torch.Tensor,
+        keys: Sequence[torch.Tensor],
+        values: Sequence[torch.Tensor],
+        lengths: torch.Tensor,
+    ) -> torch.Tensor:
+        """All layers and the head on one token, (1, V) float32, without asking the device anything.
+
+        token: (1,) int64; position: (3, 1) int64; keys, values: a buffer (n_kv_heads, capacity, head_dim) a
+        layer, which get the token's at lengths (n_layers,) int32. Only where `decodes_in_graph`."""
+        raise ValueError(f"{self.name} does not decode in a graph")
 
     @abstractmethod
     def final_logits(self, hidden: torch.Tensor, *, last_only: bool = False) -> torch.Tensor:

@@ -53,6 +53,7 @@ def load_model(
     load_format: str = "auto",
     revision: str | None = None,
     offline: bool = False,
+    fuse: bool = True,
     log: Log | None = None,
 ) -> Adapter:
     """Load a Qwen-Omni checkpoint.
@@ -64,6 +65,7 @@ def load_model(
     load_format: "auto" reads weights; "dummy" makes random ones in the geometry of the folder's config.json
         or of the preset that goes with the name, and downloads nothing
     offline: use only what is on disk, as HF_HUB_OFFLINE=1 does
+    fuse: switch to the fast paths where they can run (`Adapter.fuse`); else transformers' own modules run
     log: receives one line per automatic choice
 
     Raises ModelError (missing, foreign, incomplete), DeviceError (absent, full), UsageError (bad option).
@@ -83,7 +85,7 @@ def load_model(
     if load_format == "dummy":
         from seats_cli.model.dummy import load_dummy
 
-        return load_dummy(model, device=device, dtype=dtype, log=tell, notes=notes)
+        return _fused(load_dummy(model, device=device, dtype=dtype, log=tell, notes=notes), fuse, tell)
     checkpoint = locate(model, revision=revision, offline=is_offline(offline), log=tell)
     thinker = read_thinker_config(checkpoint)
     stats, mel = read_preprocessor(checkpoint)
@@ -97,7 +99,7 @@ def load_model(
         precision = choose_dtype(dtype, placed, n_parameters, stored, tell)
         network = _build(checkpoint, thinker, tensors, placed, precision)
     tokenizer = read_tokenizer(checkpoint)
-    return assemble(
+    adapter = assemble(
         network,
         tokenizer,
         stats,
@@ -107,6 +109,14 @@ def load_model(
         eos=_stated_eos(checkpoint),
         notes=notes,
     )
+    return _fused(adapter, fuse, tell)
+
+
+def _fused(adapter: Adapter, fuse: bool, log: Log) -> Adapter:
+    line = adapter.fuse() if fuse else "reference paths: asked for"
+    log(line)
+    adapter.notes = (*adapter.notes, line)
+    return adapter
 
 
 def assemble(

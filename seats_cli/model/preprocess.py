@@ -134,13 +134,18 @@ def patchify(
     if short := -frames.shape[0] % temporal_patch:
         frames = torch.cat([frames, frames[-1:].expand(short, -1, -1, -1)])
     n_frames, height, width, channels = frames.shape
-    mean = torch.tensor(stats.mean, device=frames.device) / stats.rescale
-    std = torch.tensor(stats.std, device=frames.device) / stats.rescale
-    pixels = (frames.float() - mean) / std
+    mean, std = (_on_device(values, stats.rescale, frames.device) for values in (stats.mean, stats.std))
     t, h, w = n_frames // temporal_patch, height // patch, width // patch
-    pixels = pixels.view(t, temporal_patch, h // merge, merge, patch, w // merge, merge, patch, channels)
-    pixels = pixels.permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    return pixels.reshape(t * h * w, channels * temporal_patch * patch * patch)
+    pixels = frames.view(t, temporal_patch, h // merge, merge, patch, w // merge, merge, patch, channels)
+    # moved while they are bytes, then made numbers
+    pixels = pixels.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(t * h * w, channels, -1)
+    return ((pixels.float() - mean) / std).flatten(1)
+
+
+@lru_cache(maxsize=16)
+def _on_device(values: tuple[float, ...], rescale: float, device: torch.device) -> torch.Tensor:
+    """Constants of channels in units of bytes, (3, 1): copied to the device once, not in every batch."""
+    return (torch.tensor(values, device=device) / rescale)[:, None]
 
 
 # ---- samples -------------------------------------------------------------------------------------

@@ -20,6 +20,12 @@ from transformers.vision_utils import get_vision_window_index
 
 from seats_cli.errors import ModelError
 from seats_cli.model.adapter import Adapter, Encoded, Geometry, MediaShape, Prompt, Rotary
+from seats_cli.model.fused_audio import FusedAudio
+from seats_cli.model.fused_modules import can_pack
+from seats_cli.model.fused_text import FusedText
+from seats_cli.model.fused_vision import FusedVision
+from seats_cli.model.kernels import attention_received as attention_received_fused
+from seats_cli.model.kernels import has_triton, is_fused, matvec
 from seats_cli.model.preprocess import (
     MelSpec,
     PixelCaps,
@@ -75,6 +81,9 @@ class Qwen25OmniAdapter(Adapter):
         self.dtype = self._text.embed_tokens.weight.dtype
         self.device = self._text.embed_tokens.weight.device
         self._layer_devices = [_device(layer) for layer in self._text.layers]
+        self._fast_text: FusedText | None = None
+        self._fast_vision: FusedVision | None = None
+        self._fast_audio: FusedAudio | None = None
         self._special = read_special_ids(model.config, tokenizer)
         self._rule = PositionRule(
             ids_per_s=self.geometry.position_ids_per_s,
@@ -82,6 +91,28 @@ class Qwen25OmniAdapter(Adapter):
             audio_tokens_per_s=self.geometry.audio_tokens_per_s,
             merge=self.geometry.merge,
         )
+
+    @torch.no_grad()
+    def fuse(self) -> str:
+        """See `Adapter.fuse`."""
+        if not can_pack(self._text, self._visual, self._audio):
+            return "reference paths: the weights are quantised, offloaded or spread over devices"
+        geometry = self.geometry
+        layers = self._text.layers
+        self._fast_text = FusedText(layers, geometry.n_heads, geometry.n_kv_heads, geometry.head_dim)
+        self._fast_vision = FusedVision(self._visual)
+        self._fast_audio = FusedAudio(self._audio)
+        self.fused = True
+        if self.device.type != "cuda":
+            return f"fast paths: packed products and batched windows, on {self.device.type}"
+        return "fast paths: packed products, batched windows, " + (
+            "Triton kernels" if has_triton() else "without Triton's kernels, since it is not installed"
+        )
+
+    @property
+    def decodes_in_graph(self) -> bool:
+        """See `Adapter.decodes_in_graph`."""
+        return self._fast_text is not None and self.device.type == "cuda" and has_triton()
 
     @property
     def parameter_count(self) -> int:
@@ -160,6 +191,8 @@ class Qwen25OmniAdapter(Adapter):
     def encode_image(self, image: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         """See `Adapter.encode_image`."""
         patches, grid_thw = self._patches(image[None], grid)
+        if self._fast_vision is not None:
+            return self._fast_vision(patches, grid[1], grid[2])[0].to(self.device, self.dtype)
         return self._visual(patches, grid_thw=grid_thw).pooler_output.to(self.device, self.dtype)
 
     @torch.no_grad()
@@ -192,6 +225,8 @@ class Qwen25OmniAdapter(Adapter):
         self, frames: torch.Tensor, grid: tuple[int, int, int], window: int, with_saliency: bool
     ) -> Encoded:
         patches, grid_thw = self._patches(frames, grid)
+        if self._fast_vision is not None:
+            return self._encode_fast(self._fast_vision, patches, grid, window, with_saliency)
         if not with_saliency:
             embeddings = self._visual(patches, grid_thw=grid_thw).pooler_output
             return Encoded(embeddings.to(self.device, self.dtype), None)
@@ -216,11 +251,36 @@ class Qwen25OmniAdapter(Adapter):
         saliency = received.view(-1, unit).mean(dim=1)
         return Encoded(embeddings.to(self.device, self.dtype), saliency.to(self.device))
 
+    def _encode_fast(
+        self,
+        vision: FusedVision,
+        patches: torch.Tensor,
+        grid: tuple[int, int, int],
+        window: int,
+        with_saliency: bool,
+    ) -> Encoded:
+        embeddings, qkv = vision(patches, grid[1], grid[2], last=with_saliency)
+        if qkv is None:
+            return Encoded(embeddings.to(self.device, self.dtype), None)
+        # Windows are whole grids, within which the order of patches does not matter to what each receives.
+        received = received_from_qkv(qkv, vision.n_heads, grid[1] * grid[2] * window)
+        saliency = received.view(-1, self.geometry.merge**2).mean(dim=1)
+        back = vision.plan(grid[1], grid[2]).back
+        saliency = saliency.view(-1, len(back))[:, back].flatten()
+        return Encoded(embeddings.to(self.device, self.dtype), saliency.to(self.device))
+
     def _encode_mel(self, mel: torch.Tensor, window: int, with_saliency: bool) -> Encoded:
         n_tokens = audio_token_count(mel.shape[1])
         if not n_tokens:
             return self._nothing(with_saliency)
         weight = self._audio.conv1.weight
+        if self._fast_audio is not None:
+            embeddings, qkv = self._fast_audio(mel.to(weight.device, weight.dtype), last=with_saliency)
+            embeddings = embeddings.to(self.device, self.dtype)
+            if qkv is None:
+                return Encoded(embeddings, None)
+            received = received_from_qkv(qkv, self._fast_audio.n_heads, window)
+            return Encoded(embeddings, received[: 2 * n_tokens].view(n_tokens, 2).mean(dim=1).to(self.device))
         lengths = torch.tensor([mel.shape[1]], device=weight.device)
         features = mel.to(weight.device, weight.dtype)
         if not with_saliency:
@@ -258,6 +318,8 @@ class Qwen25OmniAdapter(Adapter):
         """See `Adapter.run_layer`. Without a mask, sdpa is causal for S > 1 and unmasked for S = 1."""
         device = self._layer_devices[index]
         cos, sin = rotary
+        if self._fast_text is not None:
+            return self._fast_text.layer(index, hidden, cos, sin, cache)
         return self._text.layers[index](
             hidden.to(device),
             position_embeddings=(cos.to(device), sin.to(device)),
@@ -283,6 +345,25 @@ class Qwen25OmniAdapter(Adapter):
         scores = torch.matmul(groups.float(), key[0].float().transpose(1, 2)) * attention.scaling
         weights = torch.softmax(scores, dim=-1)
         return weights.flatten(0, 1).mean(dim=0)
+
+    @torch.no_grad()
+    def decode_token(
+        self,
+        token: torch.Tensor,
+        position: torch.Tensor,
+        keys: Sequence[torch.Tensor],
+        values: Sequence[torch.Tensor],
+        lengths: torch.Tensor,
+    ) -> torch.Tensor:
+        """See `Adapter.decode_token`."""
+        if self._fast_text is None:
+            return super().decode_token(token, position, keys, values, lengths)
+        x = self._text.embed_tokens(token)
+        cos, sin = (part[0] for part in self.rotary(position))
+        for index in range(self.n_layers):
+            x = self._fast_text.decode(index, x, cos, sin, keys[index], values[index], lengths[index])
+        norm = (self._text.norm.weight, self._text.norm.variance_epsilon)
+        return matvec(x, self._model.lm_head.weight, norm=norm, dtype=torch.float32)
 
     @torch.no_grad()
     def final_logits(self, hidden: torch.Tensor, *, last_only: bool = False) -> torch.Tensor:
@@ -312,6 +393,15 @@ def attention_received(query: torch.Tensor, key: torch.Tensor, window: int, scal
         weights = torch.softmax(torch.matmul(q, k.transpose(2, 3)) * scaling, dim=-1)
         received[start:stop] = weights.sum(dim=2).mean(dim=1).flatten()
     return received
+
+
+def received_from_qkv(qkv: torch.Tensor, n_heads: int, window: int) -> torch.Tensor:
+    """`attention_received` of packed queries, keys and values (P, 3 H d), rotated: (P,) float32."""
+    head_dim = qkv.shape[1] // 3 // n_heads
+    if is_fused(qkv):
+        return attention_received_fused(qkv, n_heads, head_dim, window)
+    query, key, _ = qkv.view(len(qkv), 3, n_heads, head_dim).unbind(1)
+    return attention_received(query, key, window, head_dim**-0.5)
 
 
 @contextmanager

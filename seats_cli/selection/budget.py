@@ -6,6 +6,7 @@ where the floors may overshoot the total, and exact, where nothing may. Source: 
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -46,8 +47,12 @@ def choose_in_layer(
         return keep_best(scores, group, quota)
     tokens = sort_into_windows(layout, n_windows)
     shares = window_shares(scores, tokens, options)
-    budget = published_budgets if options.budgets == "published" else exact_budgets
-    budgets = budget(shares, tokens, total_video, total_audio)
+    if options.budgets == "published":
+        budgets = published_budgets(shares, tokens, total_video, total_audio)
+    elif scores.is_cuda:
+        budgets = recorded_budgets(shares, tokens, total_video, total_audio)
+    else:
+        budgets = exact_budgets(shares, tokens, total_video, total_audio)
     quota = torch.stack((budgets.video, budgets.audio), dim=1).view(-1)
     everything = torch.full_like(quota[:1], len(layout))
     return keep_best(scores, tokens.group, torch.cat((quota, everything)))
@@ -57,6 +62,17 @@ def divides_by_window(total_video: int, total_audio: int, n_windows: int) -> boo
     """Whether windows get budgets, when so many of each kind are to stay; else the choice is the top ones of
     each kind, no more, no less."""
     return bool(total_video and total_audio) and n_windows > 1
+
+
+def counts_are_known(total_video: int, total_audio: int, n_windows: int, options: SelectionOptions) -> bool:
+    """Whether exactly these totals stay, so that nobody has to ask the device how many did.
+
+    Published floors may overshoot them; exact budgets only shift some from one kind to the other, and only
+    where a kind cannot pay for a token a window.
+    """
+    if not divides_by_window(total_video, total_audio, n_windows):
+        return True
+    return options.budgets == "exact" and min(total_video, total_audio) >= n_windows
 
 
 def keep_best(scores: torch.Tensor, group: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
@@ -90,7 +106,12 @@ def published_budgets(
     return Budgets(video, audio)
 
 
-def exact_budgets(shares: WindowShares, tokens: WindowTokens, total_video: int, total_audio: int) -> Budgets:
+def exact_budgets(
+    shares: WindowShares,
+    tokens: WindowTokens,
+    total_video: int | torch.Tensor,
+    total_audio: int | torch.Tensor,
+) -> Budgets:
     """Budgets in which each kind meets its own total and never exceeds a window's tokens of that kind.
 
     A kind present in a window keeps a token there while its total allows, else its least relevant windows
@@ -106,6 +127,58 @@ def exact_budgets(shares: WindowShares, tokens: WindowTokens, total_video: int, 
         divide_exactly(shares.video, tokens.n_video, total_video + lent),
         divide_exactly(shares.audio, tokens.n_audio, total_audio - lent),
     )
+
+
+def recorded_budgets(
+    shares: WindowShares, tokens: WindowTokens, total_video: int, total_audio: int
+) -> Budgets:
+    """`exact_budgets` on CUDA as one launch: a hundred steps on a few numbers cost their launches, not their
+    work. The same numbers, since windows without tokens have no say."""
+    n_windows = len(shares.video)
+    room = max(64, 1 << (n_windows - 1).bit_length())
+    return _recording(room, shares.video.device)(shares, tokens, total_video, total_audio)
+
+
+class _Recording:
+    """`exact_budgets` of up to `room` windows, recorded as a CUDA graph."""
+
+    def __init__(self, room: int, device: torch.device) -> None:
+        self._shares = torch.full((2, room), 1.0 / room, device=device)
+        self._counts = torch.ones((2, room), dtype=torch.int64, device=device)
+        self._totals = torch.full((2,), room, dtype=torch.int64, device=device)
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):  # once as it is, for what is set up on first use
+            self._compute()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._budgets = self._compute()
+
+    def _compute(self) -> Budgets:
+        shares = WindowShares(self._shares[0], self._shares[1])
+        tokens = WindowTokens(self._counts[0], self._counts[0], self._counts[1])  # groups are not read
+        return exact_budgets(shares, tokens, self._totals[0], self._totals[1])
+
+    def __call__(
+        self, shares: WindowShares, tokens: WindowTokens, total_video: int, total_audio: int
+    ) -> Budgets:
+        n = len(shares.video)
+        for index, (share, count, total) in enumerate(
+            ((shares.video, tokens.n_video, total_video), (shares.audio, tokens.n_audio, total_audio))
+        ):
+            self._shares[index, :n] = share
+            self._counts[index, :n] = count
+            self._totals[index].fill_(total)
+        self._shares[:, n:].zero_()
+        self._counts[:, n:].zero_()
+        self._graph.replay()
+        return Budgets(self._budgets.video[:n].clone(), self._budgets.audio[:n].clone())
+
+
+@cache
+def _recording(room: int, device: torch.device) -> _Recording:
+    return _Recording(room, device)
 
 
 def divide_exactly(share: torch.Tensor, size: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
@@ -163,14 +236,18 @@ def scale_to_total(
     float.
     """
     wide = torch.float32 if share.device.type == "mps" else torch.float64
-    # a window of no relevance is filled last, but is filled
+    # a window of no relevance is filled last, but is filled; one without tokens has no say at all
     weight = share.to(wide).clamp(min=1e-9)
     low, high = least / weight, most.to(wide) / weight
-    corners, order = torch.cat((low, high)).sort()
+    empty, top = most == 0, high.max()
+    low, high = torch.where(empty, top, low), torch.where(empty, top, high)
+    weight = torch.where(empty, 0.0, weight)
+    corners, order = torch.cat((low, high)).sort(stable=True)
     slope = torch.cat((weight, -weight))[order].cumsum(0)
     sums = least.sum() + torch.cat((slope.new_zeros(1), (slope[:-1] * corners.diff()).cumsum(0)))
     at = (sums <= total).sum(dim=0, keepdim=True).clamp(min=1) - 1
-    scale = corners[at] + ((total - sums[at]) / slope[at].clamp(min=weight.min())).clamp(min=0)
+    least_slope = torch.where(empty, float("inf"), weight).min()
+    scale = corners[at] + ((total - sums[at]) / slope[at].clamp(min=least_slope)).clamp(min=0)
     return torch.minimum(torch.maximum(scale * weight, least.to(wide)), most.to(wide))
 
 

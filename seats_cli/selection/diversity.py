@@ -4,6 +4,10 @@ Tensors of B windows of one size at once; the only Python loop is the greedy one
 docs/method.md, "Stage I" (arXiv 2605.20035).
 """
 
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+
 import torch
 from torch.nn import functional
 
@@ -23,8 +27,9 @@ def choose_diverse(embeddings: torch.Tensor, saliency: torch.Tensor | None, n_ke
     if n_keep == n_tokens:
         return torch.arange(n_tokens, device=embeddings.device).expand(n_windows, -1)
     at_once = max(1, MAX_DISTANCES // n_tokens**2)
+    pick = _fused_greedy() if embeddings.is_cuda and _has_triton() else greedy_max_min
     parts = [
-        _greedy_max_min(
+        pick(
             weighted_distances(
                 embeddings[start : start + at_once],
                 None if saliency is None else saliency[start : start + at_once],
@@ -36,16 +41,48 @@ def choose_diverse(embeddings: torch.Tensor, saliency: torch.Tensor | None, n_ke
     return torch.cat(parts).sort(dim=1).values
 
 
+def products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left @ right in float32, (B, N, D) and (B, D, M) to (B, N, M).
+
+    Half-precision inputs on CUDA are multiplied as they are: their products are exact in float32, which is
+    what the matrix units add up in, so nothing is gained by widening them first.
+    """
+    if left.is_cuda and left.dtype in (torch.float16, torch.bfloat16):
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Cosine similarities (B, N, D), (B, M, D) to (B, N, M) float32."""
+    if left.is_cuda and left.dtype in (torch.float16, torch.bfloat16):
+        lengths = [
+            torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).clamp(min=1e-12) for x in (left, right)
+        ]
+        return products(left, right.transpose(1, 2)) / (lengths[0][:, :, None] * lengths[1][:, None])
+    unit_left, unit_right = (functional.normalize(x.float(), dim=-1) for x in (left, right))
+    return unit_left @ unit_right.transpose(1, 2)
+
+
 def weighted_distances(embeddings: torch.Tensor, saliency: torch.Tensor | None) -> torch.Tensor:
     """D_ij = (1 - cos(e_i, e_j)) a_j 10^6, (B, N, D) to (B, N, N) float32."""
-    unit = functional.normalize(embeddings.float(), dim=-1)
-    distances = 1.0 - unit @ unit.transpose(1, 2)
+    distances = 1.0 - cosines(embeddings, embeddings)
     if saliency is not None:
         distances = distances * saliency.float()[:, None, :]
     return distances * DISTANCE_SCALE
 
 
-def _greedy_max_min(distances: torch.Tensor, n_keep: int) -> torch.Tensor:
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _fused_greedy() -> Callable[[torch.Tensor, int], torch.Tensor]:
+    from seats_cli.selection import kernels
+
+    return kernels.greedy_max_min
+
+
+def greedy_max_min(distances: torch.Tensor, n_keep: int) -> torch.Tensor:
     """Start from the token whose nearest other is farthest, then add the one farthest from all kept.
 
     distances: (B, N, N), from row i to column j, N >= 2. Returns (B, n_keep) int64 in the order of picking.
@@ -73,13 +110,12 @@ def merge_dropped(embeddings: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     counting once.
     """
     n_windows, _, width = embeddings.shape
-    values = embeddings.float()
-    unit = functional.normalize(values, dim=-1)
-    kept_unit = unit.gather(1, keep[:, :, None].expand(-1, -1, width))
-    target = (unit @ kept_unit.transpose(1, 2)).argmax(dim=2)
+    kept = embeddings.gather(1, keep[:, :, None].expand(-1, -1, width))
+    target = cosines(embeddings, kept).argmax(dim=2)
     own = torch.arange(keep.shape[1], device=keep.device).expand(n_windows, -1)
     target = target.scatter(1, keep, own)  # a kept token stays itself, even beside a duplicate
     # a product with the assignment matrix instead of a scatter of sums: deterministic on every device
-    assigned = functional.one_hot(target, keep.shape[1]).to(torch.float32)
-    merged = assigned.transpose(1, 2) @ values / assigned.sum(dim=1)[:, :, None]
+    assigned = target[:, :, None] == torch.arange(keep.shape[1], device=keep.device)
+    sums = products(assigned.transpose(1, 2).to(embeddings.dtype), embeddings)
+    merged = sums / assigned.sum(dim=1)[:, :, None]
     return merged.to(embeddings.dtype)

@@ -34,7 +34,7 @@ from seats_cli.selection.baselines import (
     VisionZip,
     VisionZipOm,
 )
-from seats_cli.selection.budget import choose_in_layer, divides_by_window
+from seats_cli.selection.budget import choose_in_layer, counts_are_known
 from seats_cli.selection.calibrated import calibrated_plan
 from seats_cli.selection.contract import (
     Drop,
@@ -89,9 +89,9 @@ class Seats(Method):
         mask = choose_in_layer(scores, layout, step.keep_video, step.keep_audio, plan.n_windows, plan.options)
         video = keep_total(step.keep_video, layout.n_video)
         audio = keep_total(step.keep_audio, layout.n_audio)
-        if divides_by_window(video, audio, plan.n_windows):
-            return counted_drop(mask, layout)
-        return drop_to(mask, (layout.n_text, video, audio))
+        if counts_are_known(video, audio, plan.n_windows, plan.options):
+            return drop_to(mask, (layout.n_text, video, audio))
+        return counted_drop(mask, layout)
 
 
 _TABLE = (

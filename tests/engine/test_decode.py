@@ -110,7 +110,7 @@ def test_a_cut_off_character_at_the_end_is_left_out_and_nothing_else() -> None:
 
 def _draws(options: DecodeOptions, logits: torch.Tensor, n: int = 300) -> list[int]:
     sample = TokenSampler(options, logits.device)
-    return [sample(logits) for _ in range(n)]
+    return [int(sample(logits)) for _ in range(n)]
 
 
 def test_greedy_takes_the_likeliest() -> None:

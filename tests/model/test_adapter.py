@@ -1,6 +1,7 @@
 """The network, run part by part, against transformers' own forward on the same tiny checkpoint in float32."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
 
 from seats_cli.model.adapter import Adapter, Encoded, MediaShape, Prompt
+from seats_cli.model.load import load_model
 from seats_cli.model.preprocess import PixelCaps, patchify
 from seats_cli.model.qwen2_5_omni import attention_received
 
@@ -79,7 +81,9 @@ CLIPS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_logits_equal_transformers(name: str, tiny_adapter: Any) -> None:
+def test_logits_equal_transformers(name: str, tiny_checkpoint_path: Path) -> None:
+    # transformers' modules, part by part; test_fused.py holds the fast paths to these
+    tiny_adapter: Any = load_model(str(tiny_checkpoint_path), device="cpu", dtype="float32", fuse=False)
     shape, *media = make_inputs(tiny_adapter, **CLIPS[name])
     prompt = tiny_adapter.prompt("what is the said?", shape)
     with torch.no_grad():

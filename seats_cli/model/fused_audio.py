@@ -1,0 +1,80 @@
+"""Qwen2.5-Omni's audio encoder with all chunks as one batch; equal to transformers' by test.
+
+The reference (`model.audio_tower`) attends chunk by chunk in a Python loop in every layer and waits for the
+device to learn the chunks' lengths, which are known on the host.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from seats_cli.model.fused_modules import pack_rows
+from seats_cli.model.kernels import quick_attention
+
+
+@dataclass(frozen=True)
+class AudioLayer:
+    """One layer's packed weights beside its module."""
+
+    module: Any
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+
+
+class FusedAudio:
+    """An audio tower that was packed; call it with the mel frames of one clip."""
+
+    def __init__(self, tower: Any) -> None:
+        self._tower = tower
+        self.n_heads = tower.layers[0].self_attn.num_heads
+        self._layers = [
+            AudioLayer(
+                layer,
+                *pack_rows([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
+            )
+            for layer in tower.layers
+        ]
+
+    def __call__(self, mel: torch.Tensor, *, last: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings (tokens, D) of mel (bins, L) in the tower's dtype, chunks of 2 n_window frames on their
+        own, the last one shorter. With `last` also the last layer's queries, keys and values (P, 3 H d)."""
+        tower, whole = self._tower, 2 * self._tower.n_window
+        n_chunks, rest = divmod(mel.shape[1], whole)
+        parts = [mel[:, : n_chunks * whole].view(mel.shape[0], n_chunks, whole).transpose(0, 1)]
+        if rest:
+            parts.append(mel[:, n_chunks * whole :][None])
+        x = torch.cat([self._front(part).flatten(0, 1) for part in parts if len(part)])
+        full_rows, size = n_chunks * tower.n_window, tower.n_window
+        qkv = None
+        with quick_attention(mel.device, size):
+            for layer in self._layers:
+                normed = layer.module.self_attn_layer_norm(x)
+                qkv = functional.linear(normed, layer.qkv, layer.qkv_bias)
+                seen = [self._attend(qkv[:full_rows], size)] if n_chunks else []
+                if rest:
+                    seen.append(self._attend(qkv[full_rows:], len(qkv) - full_rows))
+                x = x + layer.module.self_attn.out_proj(torch.cat(seen))
+                inner = layer.module.activation_fn(layer.module.fc1(layer.module.final_layer_norm(x)))
+                x = x + layer.module.fc2(inner)
+                if x.dtype == torch.float16:
+                    limit = torch.finfo(x.dtype).max - 1000
+                    x = x.clamp(-limit, limit)
+        pairs = x[: len(x) // 2 * 2]
+        pooled = (pairs[0::2] + pairs[1::2]) / 2
+        return tower.proj(tower.ln_post(pooled)), qkv if last else None
+
+    def _front(self, mel: torch.Tensor) -> torch.Tensor:
+        """Convolutions and positions of chunks (n, bins, frames) of one length: (n, positions, D)."""
+        tower = self._tower
+        x = functional.gelu(tower.conv1(mel))
+        x = functional.gelu(tower.conv2(x)).transpose(1, 2)
+        return x + tower.positional_embedding.positional_embedding[: x.shape[1]].to(x.dtype)
+
+    def _attend(self, qkv: torch.Tensor, size: int) -> torch.Tensor:
+        """Attention within consecutive chunks of `size` rows: (n, H d)."""
+        heads = qkv.view(-1, size, 3, self.n_heads, qkv.shape[1] // 3 // self.n_heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(query, key, value)
+        return seen.transpose(1, 2).reshape(len(qkv), -1)

@@ -1,0 +1,90 @@
+"""Qwen2.5-Omni's decoder layers with few passes over their activations; equal to transformers' by test.
+
+Two forms of one layer: `layer` on a prompt, where the matrix products are the work, and `decode` on one token
+against buffers whose fill only the device knows, where reading the weights is. The second contains no call
+that a CUDA graph could not record.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from seats_cli.model.fused_modules import pack_rows
+from seats_cli.model.kernels import decode_attention, matvec, rms_norm, rotate_and_split, silu_mul
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """One layer's packed weights: query, key and value in one, gate and up in one."""
+
+    norm1: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    out: torch.Tensor
+    norm2: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+
+class FusedText:
+    """The decoder layers of a language model, packed."""
+
+    def __init__(self, layers: Sequence[Any], n_heads: int, n_kv_heads: int, head_dim: int) -> None:
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
+        self._eps = layers[0].input_layernorm.variance_epsilon
+        self._layers = [_pack(layer) for layer in layers]
+
+    def layer(
+        self, index: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Any | None
+    ) -> torch.Tensor:
+        """Layer `index` on hidden (1, S, D), cos and sin (1, S, d): see `Adapter.run_layer`."""
+        weights, x = self._layers[index], hidden[0]
+        normed = rms_norm(x, weights.norm1, self._eps)
+        qkv = functional.linear(normed, weights.qkv, weights.qkv_bias)
+        query, key, value = (
+            part[None]
+            for part in rotate_and_split(qkv, cos[0], sin[0], self.n_heads, self.n_kv_heads, self.head_dim)
+        )
+        if cache is not None:
+            key, value = cache.update(key, value, index)
+        seen = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=len(x) > 1, enable_gqa=self.n_heads != self.n_kv_heads
+        )
+        x = torch.addmm(x, seen[0].transpose(0, 1).flatten(1), weights.out.t())
+        normed = rms_norm(x, weights.norm2, self._eps)
+        x.addmm_(silu_mul(functional.linear(normed, weights.gate_up)), weights.down.t())
+        return x[None]
+
+    def decode(
+        self,
+        index: int,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        length: torch.Tensor,
+    ) -> torch.Tensor:
+        """Layer `index` on one token x (1, D), cos and sin (1, d): (1, D).
+
+        keys, values: (K, capacity, d), which get the token's at `length` () int32, left as it is.
+        """
+        weights = self._layers[index]
+        qkv = matvec(x, weights.qkv, norm=(weights.norm1, self._eps), bias=weights.qkv_bias)
+        seen = decode_attention(qkv, cos, sin, keys, values, length, self.n_heads)
+        x = matvec(seen, weights.out, residual=x)
+        inner = matvec(x, weights.gate_up, norm=(weights.norm2, self._eps), gated=True)
+        return matvec(inner, weights.down, residual=x)
+
+
+def _pack(layer: Any) -> DecoderWeights:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv, qkv_bias = pack_rows([attention.q_proj, attention.k_proj, attention.v_proj])
+    gate_up, _ = pack_rows([mlp.gate_proj, mlp.up_proj])
+    return DecoderWeights(
+        layer.input_layernorm.weight, qkv, qkv_bias, attention.o_proj.weight,
+        layer.post_attention_layernorm.weight, gate_up, mlp.down_proj.weight,
+    )  # fmt: skip

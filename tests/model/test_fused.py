@@ -1,0 +1,178 @@
+"""The fast paths against transformers' own modules, which the same adapter runs when it is not fused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from seats_cli.engine.cache import LayerCache
+from seats_cli.engine.decode import decode_step
+from seats_cli.model.adapter import Adapter
+from seats_cli.model.fused_modules import can_pack, pack_rows, pad_columns
+from seats_cli.model.load import load_model
+
+
+def _load(path: Path, *, fuse: bool) -> Any:
+    return load_model(str(path), device="cpu", dtype="float32", fuse=fuse)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint_path: Path) -> Adapter:
+    return _load(tiny_checkpoint_path, fuse=False)
+
+
+@pytest.fixture(scope="module")
+def fused(tiny_checkpoint_path: Path) -> Adapter:
+    return _load(tiny_checkpoint_path, fuse=True)
+
+
+def _close(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> None:
+    assert ours is not None
+    assert theirs is not None
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=1e-5)
+
+
+def _frames(n: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height * width)
+    return torch.randint(0, 256, (n, height, width, 3), generator=generator, dtype=torch.uint8)
+
+
+def test_which_paths_run_is_known(reference: Adapter, fused: Adapter) -> None:
+    assert not reference.fused
+    assert "reference paths: asked for" in reference.notes
+    assert fused.fused
+    assert any(note.startswith("fast paths") for note in fused.notes)
+    assert fused.parameter_count == reference.parameter_count
+
+
+# Patches of a grid: windows all equal, of two sizes, of four, and a frame smaller than one window.
+@pytest.mark.parametrize("grid", [(3, 16, 16), (2, 18, 32), (3, 10, 12), (1, 2, 4)])
+@pytest.mark.parametrize("saliency", [True, False])
+def test_video(reference: Adapter, fused: Adapter, grid: tuple[int, int, int], saliency: bool) -> None:
+    frames = _frames(2 * grid[0], 14 * grid[1], 14 * grid[2])
+    ours = fused.encode_video(frames, grid, saliency=saliency)
+    theirs = reference.encode_video(frames, grid, saliency=saliency)
+    _close(ours.embeddings, theirs.embeddings)
+    if saliency:
+        _close(ours.saliency, theirs.saliency)
+    else:
+        assert ours.saliency is None
+
+
+def test_image(reference: Adapter, fused: Adapter) -> None:
+    image = _frames(1, 140, 196)[0]
+    _close(fused.encode_image(image, (1, 10, 14)), reference.encode_image(image, (1, 10, 14)))
+
+
+@pytest.mark.parametrize("n_frames", [600, 623, 200, 199, 37, 3])
+def test_audio(reference: Adapter, fused: Adapter, n_frames: int) -> None:
+    mel = torch.randn(128, n_frames, generator=torch.Generator().manual_seed(n_frames))
+    ours, theirs = fused.encode_audio(mel), reference.encode_audio(mel)
+    _close(ours.embeddings, theirs.embeddings)
+    _close(ours.saliency, theirs.saliency)
+
+
+def _prompt(adapter: Adapter, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    hidden = torch.randn(1, n, adapter.geometry.hidden, generator=generator)
+    return hidden, torch.randint(0, 40, (3, n), generator=generator).sort(dim=1).values
+
+
+def _through(adapter: Adapter, n: int) -> tuple[torch.Tensor, LayerCache]:
+    hidden, position = _prompt(adapter, n)
+    cache = LayerCache(adapter.n_layers)
+    for index in range(adapter.n_layers):
+        hidden = adapter.run_layer(index, hidden, adapter.rotary(position), cache)
+    return hidden, cache
+
+
+def test_the_prompt_and_its_cache(reference: Adapter, fused: Adapter) -> None:
+    (ours, our_cache), (theirs, their_cache) = _through(fused, 37), _through(reference, 37)
+    _close(ours, theirs)
+    for index in range(fused.n_layers):
+        for mine, other in zip(our_cache.keys_values(index), their_cache.keys_values(index), strict=True):
+            _close(mine, other)
+
+
+def test_a_layer_leaves_its_input_as_it_was(fused: Adapter) -> None:
+    hidden, position = _prompt(fused, 9)
+    before = hidden.clone()
+    fused.run_layer(0, hidden, fused.rotary(position), None)
+    assert torch.equal(hidden, before)
+
+
+def test_tokens_decoded_into_fixed_buffers(reference: Adapter, fused: Adapter) -> None:
+    """Layers of different lengths, three tokens: what a CUDA graph records, run as it is."""
+    _, cache = _through(reference, 21)
+    for index in range(0, reference.n_layers, 2):
+        cache.trim(index, torch.arange(0, 21, 3))
+    lengths = torch.tensor(cache.lengths, dtype=torch.int32)
+    geometry, buffers = fused.geometry, []
+    for part in (0, 1):
+        whole = []
+        for index, length in enumerate(cache.lengths):
+            buffer = torch.full((geometry.n_kv_heads, 32, geometry.head_dim), 9.0)
+            buffer[:, :length] = cache.keys_values(index)[part][0]
+            whole.append(buffer)
+        buffers.append(whole)
+    for step, token in enumerate((5, 7, 5)):
+        position = torch.full((3, 1), 40 + step)
+        ours = fused.decode_token(torch.tensor([token]), position, buffers[0], buffers[1], lengths)
+        _close(ours[0], decode_step(reference, token, 40 + step, cache))
+        lengths += 1
+
+
+def test_rounding_is_no_worse_than_transformers_own(tiny_checkpoint_path: Path) -> None:
+    """Both in float32, measured against float64."""
+    exact = _load(tiny_checkpoint_path, fuse=False)
+    exact._model.double()
+    frames = _frames(8, 252, 448)
+
+    def error(adapter: Adapter) -> float:
+        found = adapter.encode_video(frames, (4, 18, 32), saliency=False).embeddings.double()
+        return float((found - truth).norm() / truth.norm())
+
+    truth = exact.encode_video(frames, (4, 18, 32), saliency=False).embeddings.double()
+    exact_enough = 1.5  # sums in another order: neither is always the better one
+    assert error(_load(tiny_checkpoint_path, fuse=True)) < exact_enough * error(
+        _load(tiny_checkpoint_path, fuse=False)
+    )
+
+
+# ---- packing ----------------------------------------------------------------------------------------------
+
+
+def test_packed_modules_keep_their_values_and_share_their_memory() -> None:
+    linears = [nn.Linear(6, 4), nn.Linear(6, 3, bias=False)]
+    before = [linear.weight.clone() for linear in linears]
+    weight, bias = pack_rows(linears, pad=2)
+    assert weight.shape == (11, 6)
+    assert bias is not None
+    for linear, old in zip(linears, before, strict=True):
+        assert torch.equal(linear.weight, old)
+        assert linear.weight.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+    assert torch.equal(weight[4:6], torch.zeros(2, 6))
+    assert torch.equal(bias[6:9], torch.zeros(3))
+
+
+def test_padded_columns_are_zero_and_the_module_still_works() -> None:
+    linear = nn.Linear(5, 3)
+    x = torch.randn(2, 5)
+    before = linear(x)
+    weight = pad_columns(linear, 3)
+    assert torch.equal(weight[:, 5:], torch.zeros(3, 3))
+    torch.testing.assert_close(linear(x), before)
+
+
+def test_what_is_no_plain_linear_layer_is_not_packed(tiny_checkpoint_path: Path) -> None:
+    class Quantised(nn.Linear):
+        pass
+
+    adapter = _load(tiny_checkpoint_path, fuse=False)
+    old = adapter._text.layers[0].mlp.up_proj
+    adapter._text.layers[0].mlp.up_proj = Quantised(old.in_features, old.out_features, bias=False)
+    assert not can_pack(adapter._text)
+    assert adapter.fuse().startswith("reference paths")
+    assert not adapter.fused
