@@ -39,7 +39,7 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """One call of `seats bench`, checked. `model`: keywords of ModelOptions; `sampling`: of Sampling."""
+    """One call of `seats bench`, checked. `model`: keywords of ModelOptions; `sampling`: of AskOptions."""
 
     files: tuple[Path, ...]
     clip: Synthetic
@@ -74,6 +74,7 @@ def run_bench(terminal: EvalTerminal, request: BenchRequest) -> int:
             request.repeats, request.warmup, n_tokens, request.against is not None, request.check_flops
         )
         opened: list[Session] = []
+        said: set[tuple[int, str]] = set()  # rows of one input often fail alike
 
         def open_session(model: "ModelOptions") -> "Session":
             opened[:] = []
@@ -82,7 +83,8 @@ def run_bench(terminal: EvalTerminal, request: BenchRequest) -> int:
             return opened[0]
 
         def failed(row: "Row") -> None:
-            if row.error is not None:
+            if row.error is not None and (row.item, str(row.error)) not in said:
+                said.add((row.item, str(row.error)))
                 terminal.error(row.error, about=bench.items[row.item].name)
 
         if request.model["load_format"] == "dummy":
@@ -119,10 +121,10 @@ def items_of(terminal: Terminal, request: BenchRequest, usual: Any) -> "list[Ite
     from dataclasses import replace
 
     from seats_cli.lab.bench_input import Item
-    from seats_cli.media import Sampling
+    from seats_cli.session import AskOptions
 
     if request.files:
-        sampling = Sampling(**request.sampling)
+        sampling = AskOptions(**request.sampling).sampling
         return [Item(path, sampling, terminal.warn) for path in request.files]
     key, values = request.sweep or ("", (0.0,))
     asked = request.clip

@@ -14,9 +14,9 @@ from typing import TypeVar
 import torch
 
 from seats_cli.engine.memory import explained_memory
-from seats_cli.errors import SeatsError, unexpected
+from seats_cli.errors import SeatsError, UsageError, unexpected
 from seats_cli.lab.bench_input import Item
-from seats_cli.lab.bench_runs import Now, RunResult, StockItem, count_flops, run_row
+from seats_cli.lab.bench_runs import Now, RunResult, StockItem, count_flops, run_row, setup_of
 from seats_cli.lab.settings import FULL, Setting
 from seats_cli.session import ModelOptions, Session
 
@@ -130,6 +130,7 @@ def measure_stock(
     """The stock path on one input."""
     row = Row(place, STOCK, WHOLE)
     bench.rows.append(row)
+    item.prepare(session.adapter, setup_of(session, WHOLE).preset)
     stock = _tried(row, partial(StockItem, session, item, WHOLE), counter)
     for number in range(-options.warmup, options.repeats):
         if stock is not None and row.error is None:
@@ -151,6 +152,7 @@ def measure_rows(
     """Ours on one input: round by round, each row once a round."""
     rows = [Row(place, SEATS, setting) for setting in settings]
     bench.rows += rows
+    item.prepare(session.adapter, setup_of(session, settings[0]).preset)
     for number in range(-options.warmup, options.repeats):
         for row in rows:
             if row.error is None:
@@ -170,10 +172,13 @@ def _keep(bench: Bench, row: Row, number: int, found: RunResult | None) -> None:
 
 
 def _tried(row: Row, work: Callable[[], T], counter: "_Counter") -> T | None:
-    """What `work` gives; None where it cannot be, with the reason in the row."""
+    """What `work` gives; None where it cannot be, with the reason in the row. Raises UsageError: no other
+    input would help."""
     try:
         with torch.inference_mode(), explained_memory():
             return work()
+    except UsageError:
+        raise
     except SeatsError as error:
         row.error = error
     except (torch.OutOfMemoryError, MemoryError) as error:

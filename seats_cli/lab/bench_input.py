@@ -22,6 +22,7 @@ from seats_cli.session import media_shape
 
 SAMPLE_RATE = 16000
 POOL_BYTES = 1 << 26  # noise that is drawn; longer clips use it again, each time with other bits turned over
+POOL_SAMPLES = 600 * SAMPLE_RATE  # likewise of sound, which repeats as it is
 QUESTION = "What happens in this clip?"
 FILLERS = (" the", " a", "?")  # a text of n tokens is made of these, whatever the tokenizer
 NATIVE = (1280, 720)  # width and height of the frames that a preset's caps then resize
@@ -86,7 +87,8 @@ class NoiseClip:
             0, 256, (min(spec.n_frames, max(1, POOL_BYTES // one)), height, width, 3), dtype=np.uint8
         )
         self.n_samples = round(spec.seconds * SAMPLE_RATE)
-        self._sound = generator.normal(0.0, 0.1, self.n_samples).astype(np.float32)
+        n_drawn = min(self.n_samples, POOL_SAMPLES)
+        self._sound = 0.1 * generator.standard_normal(n_drawn, dtype=np.float32)
 
     def video_windows(self, frames_per_window: int) -> Iterator[NoiseWindow]:
         """The frames, `frames_per_window` at a time; the last may be fewer."""
@@ -102,7 +104,8 @@ class NoiseClip:
     def audio_blocks(self, samples_per_block: int) -> Iterator[np.ndarray]:
         """The samples, `samples_per_block` at a time."""
         for start in range(0, self.n_samples, samples_per_block):
-            yield self._sound[start : start + samples_per_block]
+            places = np.arange(start, min(start + samples_per_block, self.n_samples))
+            yield self._sound[places % len(self._sound)]
 
     def image(self) -> np.ndarray:
         """Never asked for: the clip has frames or sound."""
@@ -123,6 +126,13 @@ class Item:
     def name(self) -> str:
         """In a few words."""
         return self.source.name if isinstance(self.source, ClipSpec) else str(self.source)
+
+    def prepare(self, adapter: Adapter, preset: Preset) -> None:
+        """Draw the noise and find the text, so that no run pays for it. Raises UsageError where the text or
+        the clip cannot be."""
+        if isinstance(self.source, ClipSpec):
+            with self.opened(adapter, preset) as (_, shape):
+                self.prompt(adapter, shape)
 
     def release(self) -> None:
         """Give the noise's memory back; the next run draws it again."""
