@@ -5,6 +5,7 @@ each ratio; round r runs every row once. Rounds before the first count for nothi
 is asked for, is measured before all else, on a network that nothing has altered.
 """
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -109,6 +110,7 @@ def measure(
             measure_stock(bench, session, place, item, options, counter, now)
         if plain != model:
             del session  # its weights make room for the altered ones
+            give_back_memory()
             session = open_session(model)
     for place, item in enumerate(bench.items):
         told.at(item)
@@ -116,6 +118,13 @@ def measure(
         item.release()
     bench.complete = True
     return session
+
+
+def give_back_memory() -> None:
+    """Hand unused device memory back: loading asks the driver, which takes what is cached for taken."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def measure_stock(

@@ -310,6 +310,24 @@ def test_fast_paths_are_off_for_the_stock_rows_where_there_are_such() -> None:
         assert not getattr(unaltered(ModelOptions("x")), name, False)
 
 
+def test_what_fast_paths_alter_is_loaded_after_the_stock_rows(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "FAST_PATHS", ("offline",))  # any field that is on
+    events: list[Any] = []
+    monkeypatch.setattr(benchmark, "measure_stock", lambda *_: events.append("stock"))
+    monkeypatch.setattr(benchmark, "measure_rows", lambda *_: events.append("ours"))
+
+    def open_session(model: ModelOptions) -> Session:
+        events.append(model.offline)
+        return session
+
+    for against in (True, False):
+        options = BenchOptions(against_stock=against)
+        measure(Bench([Item(SPEC)]), open_session, ModelOptions(offline=True), (WHOLE,), options)
+    assert events == [False, "stock", True, "ours", True, "ours"]
+
+
 def test_an_interruption_leaves_what_is_done(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = benchmark.run_row, []
 
