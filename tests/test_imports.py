@@ -15,7 +15,7 @@ PACKAGE = ROOT / "seats_cli"
 # room -> rooms that it may import; every room may import itself, and OPEN.
 MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"session", "measure", "demo", "lab"},
-    "lab": {"session", "engine", "measure", "selection", "demo", "media"},
+    "lab": {"session", "engine", "model", "measure", "selection", "demo", "media"},
     "session": {"media", "model", "engine", "selection", "measure"},
     "engine": {"model", "selection", "measure"},
     "model": {"selection"},

@@ -24,12 +24,14 @@ class DecodeOptions:
     temperature:    0 takes the likeliest token; above, logits are divided by it and one is drawn
     top_p:          in (0, 1]; draw only among the likeliest tokens whose probabilities reach this sum
     seed:           of the draw; the same seed on the same device gives the same answer
+    ignore_end:     go on to max_new_tokens whatever the model says: a benchmark compares equal lengths
     """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    ignore_end: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -165,7 +167,7 @@ class Generation:
             token_id = arrived()
             if self._clock is not None and step == 0:
                 self._clock.mark(FIRST_TOKEN)
-            if token_id in self._adapter.eos_token_ids:
+            if token_id in self._adapter.eos_token_ids and not self._options.ignore_end:
                 self.finish_reason = "stop"
                 return
             self.token_ids.append(token_id)

@@ -45,7 +45,7 @@ def plot_trace(document: Mapping[str, Any], boundaries: Boundaries | None, path:
         raise UsageError("this trace has no removal curve to draw", hint="trace again with --curves removal")
     if not full:
         raise UsageError(f"nothing to draw: the {document['measure']} with all tokens is 0")
-    with _plain_style():
+    with plain_style():
         figure = draw(document, boundaries)
         try:
             figure.savefig(path, dpi=DPI, format="png", metadata={"Software": None})
@@ -55,8 +55,7 @@ def plot_trace(document: Mapping[str, Any], boundaries: Boundaries | None, path:
 
 def draw(document: Mapping[str, Any], boundaries: Boundaries | None) -> Any:
     """The picture as a matplotlib Figure on an Agg canvas, known to no window and no pyplot."""
-    figure = _matplotlib("matplotlib.figure").Figure(figsize=(8, 6 if document["attention"] else 4.5))
-    _matplotlib("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    figure = agg_figure(figsize=(8, 6 if document["attention"] else 4.5))
     if document["attention"]:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
         _attention(lower, document["attention"])
@@ -130,8 +129,15 @@ def _blocks(axes: Sequence[Any], boundaries: Boundaries | None, n_layers: int) -
         )
 
 
+def agg_figure(*, figsize: tuple[float, float]) -> Any:
+    """An empty matplotlib Figure on an Agg canvas. Raises UsageError without matplotlib."""
+    figure = _matplotlib("matplotlib.figure").Figure(figsize=figsize)
+    _matplotlib("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    return figure
+
+
 @contextmanager
-def _plain_style() -> Iterator[None]:
+def plain_style() -> Iterator[None]:
     """matplotlib's own defaults inside, the user's again after."""
     matplotlib = _matplotlib("matplotlib")
     with matplotlib.rc_context():

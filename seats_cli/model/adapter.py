@@ -183,6 +183,11 @@ class Adapter(ABC):
 
     @property
     @abstractmethod
+    def network(self) -> Any:
+        """The stock transformers model underneath, for comparisons with it (`model.stock`)."""
+
+    @property
+    @abstractmethod
     def parameter_count(self) -> int:
         """Parameters materialised (language model and encoders)."""
 

@@ -115,6 +115,11 @@ class Qwen25OmniAdapter(Adapter):
         return self._fast_text is not None and self.device.type == "cuda" and has_triton()
 
     @property
+    def network(self) -> Qwen2_5OmniThinkerForConditionalGeneration:
+        """The stock model whose parts this adapter calls; see `model.stock`."""
+        return self._model
+
+    @property
     def parameter_count(self) -> int:
         """Parameters materialised (language model and encoders)."""
         return sum(parameter.numel() for parameter in self._model.parameters())

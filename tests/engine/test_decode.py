@@ -238,3 +238,12 @@ def test_an_answer_may_be_empty() -> None:
     generation, pieces, adapter = _generate([6], (6,), 3)
     assert (generation.text, pieces, adapter.fed) == ("", [], [])
     assert generation.finish_reason == "stop"
+
+
+def test_end_tokens_are_passed_over_where_a_length_is_asked_for() -> None:
+    adapter = Scripted([1, 6, 2, 6, 3], (6,))
+    options = DecodeOptions(max_new_tokens=4, ignore_end=True)
+    generation = Generation(adapter, ScriptStart(adapter), 100, options)  # type: ignore[arg-type]
+    list(generation)
+    assert generation.token_ids == [1, 6, 2, 6]
+    assert generation.finish_reason == "length"

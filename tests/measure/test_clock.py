@@ -5,7 +5,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from seats_cli.measure.clock import FIRST_TOKEN, STAGES, Stopwatch, peak_memory, reset_peak_memory
+from seats_cli.measure.clock import FIRST_TOKEN, STAGES, DeviceSpan, Stopwatch, peak_memory, reset_peak_memory
 
 
 class FakeTime:
@@ -82,3 +82,9 @@ def test_peak_memory_on_a_cpu_says_that_it_is_the_process() -> None:
     assert "process" in peak.source
     assert peak.bytes is not None
     assert peak.bytes > 50e6  # torch alone takes more: kilobytes taken for bytes would fail here
+
+
+def test_a_device_span_is_for_cuda_only() -> None:
+    with DeviceSpan(torch.device("cpu")) as span:
+        pass
+    assert span.seconds is None

@@ -1,0 +1,38 @@
+"""What a run really multiplied, counted by PyTorch while it runs: the check on measure/compute.py."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass
+class Counted:
+    """`flops`: 1 multiply-add = 1 FLOP, as this package counts; 0 until the block has ended."""
+
+    flops: int = 0
+
+
+@contextmanager
+def counting() -> Iterator[Counted]:
+    """Count the matrix products, convolutions and attention of the block; slow, so time nothing inside.
+
+    PyTorch counts a multiply-add as two; attention is counted whole, causal or not, as
+    `measure.compute.layer_flops` does. Norms, softmax and other elementwise work count as nothing in both.
+    """
+    found = Counted()
+    attention: dict[Any, Any] = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        yield found
+    found.flops = counter.get_total_flops() // 2
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """The CPU's attention kernel, which PyTorch has no count for, from shapes (batch, heads, S, width)."""
+    batch, heads, n_queries, width = query
+    return 2 * batch * heads * n_queries * key[2] * (width + value[3])
