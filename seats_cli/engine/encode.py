@@ -30,6 +30,8 @@ OnStage = Callable[[str, int, int], None]
 """Progress: (stage, done, total) in the stage's own units, frames or seconds or layers."""
 
 FRAMES_AT_ONCE = 64  # resized frames through the vision encoder at once, rounded to whole stage-I windows
+FRAMES_ON_LARGE_GPU = 128  # likewise where 2 GB more do not matter: fewer, larger products
+LARGE_GPU_BYTES = 40e9
 AUDIO_S_AT_ONCE = 64.0  # seconds through the audio encoder at once, likewise
 SAMPLES_PER_BLOCK = 16000 * 30
 READ_AHEAD_BYTES = 256 * 2**20  # decoded frames that wait for the encoder at most
@@ -197,6 +199,13 @@ def encoder_streams(run: EncoderRun, reading: ExitStack) -> dict[Kind, Iterable[
     return streams
 
 
+def frames_at_once(device: torch.device) -> int:
+    """Frames in a batch for the vision encoder, by how much memory the device has."""
+    if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory > LARGE_GPU_BYTES:
+        return FRAMES_ON_LARGE_GPU
+    return FRAMES_AT_ONCE
+
+
 def grids_per_window(run: EncoderRun) -> int:
     """Grids of a whole stage-I window of video."""
     return max(1, run.windows["video"] // run.shape.tokens_per_grid)
@@ -218,7 +227,7 @@ def video_stream(run: EncoderRun, windows: Iterator[torch.Tensor]) -> Iterator[E
     geometry = run.adapter.geometry
     grids = grids_per_window(run)
     window_frames = grids * geometry.temporal_patch
-    at_once = window_frames * max(1, FRAMES_AT_ONCE // window_frames)
+    at_once = window_frames * max(1, frames_at_once(run.adapter.device) // window_frames)
     size = (shape.video_grid[1] * geometry.patch, shape.video_grid[2] * geometry.patch)
     total = shape.video_grid[0] * geometry.temporal_patch
     batch: list[torch.Tensor] = []

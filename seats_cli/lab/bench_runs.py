@@ -140,7 +140,9 @@ def _pipeline(
     facts = facts_of(adapter, plan, prompt, read, n_tokens)
     with clock.stage("generate"):
         decoding = DecodeOptions(max_new_tokens=n_tokens, ignore_end=True)
-        generation = Generation(adapter, read, prompt.next_position, decoding, clock=clock)
+        generation = Generation(
+            adapter, read, prompt.next_position, decoding, clock=clock, graph=session.graph
+        )
         for _ in generation:
             pass
         synchronise(adapter.device)

@@ -25,7 +25,7 @@ from seats_cli.model.fused_modules import can_pack
 from seats_cli.model.fused_text import FusedText
 from seats_cli.model.fused_vision import FusedVision
 from seats_cli.model.kernels import attention_received as attention_received_fused
-from seats_cli.model.kernels import has_triton, is_fused, matvec
+from seats_cli.model.kernels import has_triton, is_fused, matvec, rms_norm
 from seats_cli.model.preprocess import (
     MelSpec,
     PixelCaps,
@@ -39,7 +39,7 @@ from seats_cli.model.preprocess import (
 from seats_cli.model.prompt import PositionRule, SpecialIds, lay_out
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
-VISION_BATCH_PATCHES = 1 << 15  # patches through the vision tower at once: bounds memory, not results
+VISION_BATCH_PATCHES = 1 << 16  # patches through the vision tower at once: bounds memory, not results
 AUDIO_BATCH_CHUNKS = 32  # chunks through the audio encoder at once (64 s)
 SALIENCY_SCORES = 1 << 27  # attention scores held at once while saliency is computed (0.5 GB in float32)
 
@@ -338,8 +338,11 @@ class Qwen25OmniAdapter(Adapter):
         layer, device = self._text.layers[index], self._layer_devices[index]
         attention = layer.self_attn
         cos, sin = (x.to(device) for x in rotary)
-        normed = layer.input_layernorm(hidden.to(device))
-        split = (-1, self.geometry.head_dim)
+        norm, split = layer.input_layernorm, (-1, self.geometry.head_dim)
+        if self._fast_text is not None:
+            normed = rms_norm(hidden[0], norm.weight, norm.variance_epsilon)[None]
+        else:
+            normed = norm(hidden.to(device))
         key = attention.k_proj(normed).unflatten(-1, split).transpose(1, 2)
         query = attention.q_proj(normed[:, -1:]).unflatten(-1, split).transpose(1, 2)
         # Only the signature wants q and k together: give each its own rows of cos and sin.
