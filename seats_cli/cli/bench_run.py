@@ -154,6 +154,7 @@ def document_of(request: BenchRequest, bench: Any, session: "Session", n_tokens:
         "new_tokens": n_tokens,
         "repeats": request.repeats,
         "warmup": request.warmup,
+        "check_flops": request.check_flops,
     }
     sweep = None if request.sweep is None else dict(zip(("key", "values"), request.sweep, strict=True))
     found = document(bench, session, options, sweep)
