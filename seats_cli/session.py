@@ -185,7 +185,7 @@ class Session:
         told = on_stage or (lambda *_: None)
         with torch.inference_mode(), explained_memory():
             preset, sampling = self.setup(options).preset, options.sampling
-            clock = Stopwatch(self.adapter.device)
+            clock = Stopwatch(self.adapter.device, wait=not self.adapter.on_one_device)
             with self._opened(media, sampling, preset, clock, told) as (clip, mtime, shape):
                 for line in (clip.video_used, clip.audio_used):
                     self._log(line)
@@ -253,7 +253,7 @@ class Session:
     ) -> "Run":
         """Everything up to the first token's logits."""
         adapter = self.adapter
-        clock = Stopwatch(adapter.device)
+        clock = Stopwatch(adapter.device, wait=not adapter.on_one_device)
         reset_peak_memory(adapter.device)
         setup, method = self.setup(options), options.method
         method = method if isinstance(method, Method) else find_method(method)

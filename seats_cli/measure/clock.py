@@ -1,7 +1,9 @@
 """Timers that are right on a device that runs behind the host, and the peak of memory.
 
-Stages are exclusive: one entered inside another pauses it, so every second is counted once and the stages of
-a run add up to its wall time less what no stage claimed.
+Stages are exclusive: one entered inside another pauses it, so every second of a clock is counted once. On a
+GPU there are two clocks: stages that launch work are timed on the device, by events between which its stream
+ran, so that nobody waits for it and the host can launch ahead; stages of the host alone are timed there. The
+two may overlap. Elsewhere there is one clock, and the stages add up to the wall time less what none claimed.
 """
 
 import sys
@@ -35,10 +37,19 @@ class Stopwatch:
     """Seconds per named stage, accumulated over as many entries as there are."""
 
     def __init__(
-        self, device: torch.device | str = "cpu", *, now: Callable[[], float] = time.perf_counter
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        now: Callable[[], float] = time.perf_counter,
+        wait: bool = False,
     ) -> None:
-        """`device`: where device stages run; `now`: a monotonic clock in seconds (tests pass their own)."""
+        """`device`: where device stages run; `now`: a monotonic clock in seconds (tests pass their own).
+        `wait`: end each device stage by waiting for the device, also on CUDA: for work on several GPUs, of
+        which one's events tell little."""
         self.device = torch.device(device)
+        self._by_events = self.device.type == "cuda" and not wait
+        self._event: torch.cuda.Event | None = None
+        self._spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._now = now
         self._running: list[str] = []
         self._since = now()
@@ -73,7 +84,11 @@ class Stopwatch:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of every finished stage that was entered, in pipeline order."""
+        """Seconds of every finished stage that was entered, in pipeline order; waits for their work."""
+        spans, self._spans = self._spans, []
+        for name, start, end in spans:
+            end.synchronize()
+            self.add(name, start.elapsed_time(end) / 1000)
         return {name: self._seconds[name] for name in STAGES if name in self._seconds}
 
     @property
@@ -82,14 +97,27 @@ class Stopwatch:
         return self._now() - self._started
 
     def _charge(self) -> None:
-        """Give the time since the last boundary to the running stage, once its device work is done."""
+        """Give the time since the last boundary to the running stage."""
         name = self._running[-1] if self._running else None
+        before, self._event = self._event, self._mark_device()
+        if name in DEVICE_STAGES and before is not None and self._event is not None:
+            self._spans.append((name, before, self._event))
+            self._since = self._now()
+            return
         if name in DEVICE_STAGES:
             synchronise(self.device)
         moment = self._now()
         if name is not None:
             self.add(name, moment - self._since)
         self._since = moment
+
+    def _mark_device(self) -> torch.cuda.Event | None:
+        """An event at the end of what the device was asked so far; None where there are none."""
+        if not self._by_events:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
 
 class DeviceSpan:

@@ -24,15 +24,25 @@ def counting() -> Iterator[Counted]:
     `measure.compute.layer_flops` does. Norms, softmax and other elementwise work count as nothing in both.
     """
     found = Counted()
-    attention: dict[Any, Any] = {
+    uncounted: dict[Any, Any] = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention: _attention_flops,
+        torch.ops.aten._scaled_dot_product_efficient_attention: _attention_flops,
+        torch.ops.aten._scaled_dot_product_cudnn_attention: _attention_flops,
+        torch.ops.aten.addmm_: _product_flops,
     }
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    with FlopCounterMode(display=False, custom_mapping=uncounted) as counter:
         yield found
     found.flops = counter.get_total_flops() // 2
 
 
+def _product_flops(_: Any, left: Any, right: Any, *__: Any, **___: Any) -> int:
+    """A product added in place, which PyTorch counts only where it makes a new tensor."""
+    return 2 * left[0] * left[1] * right[1]
+
+
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """The CPU's attention kernel, which PyTorch has no count for, from shapes (batch, heads, S, width)."""
+    """Attention from shapes (batch, heads, S, width). PyTorch has no count for the CPU's kernel, and on CUDA
+    none for keys with fewer heads than queries."""
     batch, heads, n_queries, width = query
     return 2 * batch * heads * n_queries * key[2] * (width + value[3])

@@ -195,6 +195,11 @@ class Adapter(ABC):
     def layer_device(self, index: int) -> torch.device:
         """Where decoder layer `index` computes; its cache lives there too."""
 
+    @property
+    def on_one_device(self) -> bool:
+        """Whether all decoder layers compute on `device`."""
+        return all(self.layer_device(index) == self.device for index in range(self.n_layers))
+
     def fuse(self) -> str:
         """Switch to the family's fast paths where they can run, and say in one line what happened and why.
 

@@ -16,11 +16,18 @@ from seats_cli.model.kernels import quick_attention
 
 @dataclass(frozen=True)
 class AudioLayer:
-    """One layer's packed weights beside its module."""
+    """One layer's weights, query, key and value packed."""
 
-    module: Any
+    norm1: Any
     qkv: torch.Tensor
     qkv_bias: torch.Tensor | None
+    out: torch.Tensor
+    out_bias: torch.Tensor
+    norm2: Any
+    up: torch.Tensor
+    up_bias: torch.Tensor
+    down: torch.Tensor
+    down_bias: torch.Tensor
 
 
 class FusedAudio:
@@ -29,13 +36,8 @@ class FusedAudio:
     def __init__(self, tower: Any) -> None:
         self._tower = tower
         self.n_heads = tower.layers[0].self_attn.num_heads
-        self._layers = [
-            AudioLayer(
-                layer,
-                *pack_rows([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
-            )
-            for layer in tower.layers
-        ]
+        self._activation = tower.layers[0].activation_fn
+        self._layers = [_pack(layer) for layer in tower.layers]
 
     def __call__(self, mel: torch.Tensor, *, last: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings (tokens, D) of mel (bins, L) in the tower's dtype, chunks of 2 n_window frames on their
@@ -46,21 +48,20 @@ class FusedAudio:
         if rest:
             parts.append(mel[:, n_chunks * whole :][None])
         x = torch.cat([self._front(part).flatten(0, 1) for part in parts if len(part)])
-        full_rows, size = n_chunks * tower.n_window, tower.n_window
+        full_rows = n_chunks * tower.n_window
         qkv = None
-        with quick_attention(mel.device, size):
+        with quick_attention(mel.device, tower.n_window):
             for layer in self._layers:
-                normed = layer.module.self_attn_layer_norm(x)
-                qkv = functional.linear(normed, layer.qkv, layer.qkv_bias)
-                seen = [self._attend(qkv[:full_rows], size)] if n_chunks else []
-                if rest:
-                    seen.append(self._attend(qkv[full_rows:], len(qkv) - full_rows))
-                x = x + layer.module.self_attn.out_proj(torch.cat(seen))
-                inner = layer.module.activation_fn(layer.module.fc1(layer.module.final_layer_norm(x)))
-                x = x + layer.module.fc2(inner)
+                qkv = functional.linear(_norm(x, layer.norm1), layer.qkv, layer.qkv_bias)
+                seen = self._attend(qkv, full_rows)
+                x += layer.out_bias
+                x.addmm_(seen, layer.out.t())
+                inner = functional.linear(_norm(x, layer.norm2), layer.up, layer.up_bias)
+                x += layer.down_bias
+                x.addmm_(self._activation(inner), layer.down.t())
                 if x.dtype == torch.float16:
                     limit = torch.finfo(x.dtype).max - 1000
-                    x = x.clamp(-limit, limit)
+                    x.clamp_(-limit, limit)
         pairs = x[: len(x) // 2 * 2]
         pooled = (pairs[0::2] + pairs[1::2]) / 2
         return tower.proj(tower.ln_post(pooled)), qkv if last else None
@@ -72,9 +73,27 @@ class FusedAudio:
         x = functional.gelu(tower.conv2(x)).transpose(1, 2)
         return x + tower.positional_embedding.positional_embedding[: x.shape[1]].to(x.dtype)
 
-    def _attend(self, qkv: torch.Tensor, size: int) -> torch.Tensor:
-        """Attention within consecutive chunks of `size` rows: (n, H d)."""
-        heads = qkv.view(-1, size, 3, self.n_heads, qkv.shape[1] // 3 // self.n_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(query, key, value)
-        return seen.transpose(1, 2).reshape(len(qkv), -1)
+    def _attend(self, qkv: torch.Tensor, full_rows: int) -> torch.Tensor:
+        """Attention within whole chunks, and within the rest that is left of the last: (P, H d)."""
+        parts = []
+        for rows, size in ((qkv[:full_rows], self._tower.n_window), (qkv[full_rows:], len(qkv) - full_rows)):
+            if not len(rows):
+                continue
+            heads = rows.view(-1, size, 3, self.n_heads, qkv.shape[1] // 3 // self.n_heads)
+            query, key, value = heads.permute(2, 0, 3, 1, 4)
+            seen = functional.scaled_dot_product_attention(query, key, value)
+            parts.append(seen.transpose(1, 2).reshape(len(rows), -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
+    return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _pack(layer: Any) -> AudioLayer:
+    attention = layer.self_attn
+    qkv, qkv_bias = pack_rows([attention.q_proj, attention.k_proj, attention.v_proj])
+    return AudioLayer(
+        layer.self_attn_layer_norm, qkv, qkv_bias, attention.out_proj.weight, attention.out_proj.bias,
+        layer.final_layer_norm, layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, layer.fc2.bias,
+    )  # fmt: skip

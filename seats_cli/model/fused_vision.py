@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from seats_cli.model.fused_modules import ALIGNMENT, pack_rows, pad_columns
-from seats_cli.model.kernels import rms_norm, rotate_pairs, silu_mul
+from seats_cli.model.kernels import quick_attention, rms_norm, rotate_pairs, silu_mul
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,17 @@ class FusedVision:
         x = functional.linear(patches, self._patch)
         x = self._reorder(x, grids, plan.order)
         qkv = None
-        for index, block in enumerate(self._blocks):
-            normed = rms_norm(x, block.norm1, self._eps, block.attention_offset)
-            qkv = functional.linear(normed, block.qkv, block.qkv_bias)
-            qkv = rotate_pairs(qkv, plan.cos, plan.sin, self.n_heads, self.head_dim)
-            sizes = (per_grid,) if index in self._full else plan.sizes
-            seen = self._attend(qkv, sizes, grids)
-            x.addmm_(seen, block.out.t())
-            normed = rms_norm(x, block.norm2, self._eps, block.mlp_offset)
-            gate_up = functional.linear(normed, block.gate_up, block.gate_up_bias)
-            x.addmm_(silu_mul(gate_up), block.down.t())
+        with quick_attention(x.device, per_grid):
+            for index, block in enumerate(self._blocks):
+                normed = rms_norm(x, block.norm1, self._eps, block.attention_offset)
+                qkv = functional.linear(normed, block.qkv, block.qkv_bias)
+                qkv = rotate_pairs(qkv, plan.cos, plan.sin, self.n_heads, self.head_dim)
+                sizes = (per_grid,) if index in self._full else plan.sizes
+                seen = self._attend(qkv, sizes, grids)
+                x.addmm_(seen, block.out.t())
+                normed = rms_norm(x, block.norm2, self._eps, block.mlp_offset)
+                gate_up = functional.linear(normed, block.gate_up, block.gate_up_bias)
+                x.addmm_(silu_mul(gate_up), block.down.t())
         merger = self._tower.merger
         merged = rms_norm(x, merger.ln_q.weight, merger.ln_q.variance_epsilon, self._last_offset)
         tokens = merger.mlp(merged.view(-1, merger.hidden_size))
