@@ -57,6 +57,8 @@ def test_rows(both: Callable[..., Any], dtype: torch.dtype) -> None:
     x, weight, offset = _normal(300, 1280, dtype=dtype), _normal(1280, dtype=dtype), _normal(1280)
     assert _error(*both(lambda: kernels.rms_norm(x, weight, 1e-6, offset))) < _bound(dtype)
     assert _error(*both(lambda: kernels.rms_norm(x, weight, 1e-6))) < _bound(dtype)
+    bias = _normal(1280, dtype=dtype)
+    assert _error(*both(lambda: kernels.layer_norm(x, weight, bias, 1e-5, offset))) < _bound(dtype)
     gates = _normal(40, 2 * 3456, dtype=dtype)
     assert _error(*both(lambda: kernels.silu_mul(gates))) < _bound(dtype)
 

@@ -32,7 +32,7 @@ OnStage = Callable[[str, int, int], None]
 FRAMES_AT_ONCE = 64  # resized frames through the vision encoder at once, rounded to whole stage-I windows
 FRAMES_ON_LARGE_GPU = 128  # likewise where 2 GB more do not matter: fewer, larger products
 LARGE_GPU_BYTES = 40e9
-AUDIO_S_AT_ONCE = 64.0  # seconds through the audio encoder at once, likewise
+AUDIO_S_AT_ONCE = 256.0  # seconds through the audio encoder at once, likewise
 SAMPLES_PER_BLOCK = 16000 * 30
 READ_AHEAD_BYTES = 256 * 2**20  # decoded frames that wait for the encoder at most
 

@@ -11,23 +11,24 @@ import torch
 from torch.nn import functional
 
 from seats_cli.model.fused_modules import pack_rows
-from seats_cli.model.kernels import quick_attention
+from seats_cli.model.kernels import layer_norm, quick_attention
 
 
 @dataclass(frozen=True)
 class AudioLayer:
-    """One layer's weights, query, key and value packed."""
+    """One layer's weights, query, key and value packed. The offsets (D,) float32 are the sums of all output
+    biases before its two norms, as in `fused_vision.Block`."""
 
     norm1: Any
     qkv: torch.Tensor
     qkv_bias: torch.Tensor | None
     out: torch.Tensor
-    out_bias: torch.Tensor
     norm2: Any
     up: torch.Tensor
     up_bias: torch.Tensor
     down: torch.Tensor
-    down_bias: torch.Tensor
+    offset1: torch.Tensor
+    offset2: torch.Tensor
 
 
 class FusedAudio:
@@ -37,7 +38,12 @@ class FusedAudio:
         self._tower = tower
         self.n_heads = tower.layers[0].self_attn.num_heads
         self._activation = tower.layers[0].activation_fn
-        self._layers = [_pack(layer) for layer in tower.layers]
+        offset = torch.zeros(tower.ln_post.normalized_shape, device=tower.conv1.weight.device)
+        self._layers = []
+        for layer in tower.layers:
+            packed, offset = _pack(layer, offset)
+            self._layers.append(packed)
+        self._last_offset = offset
 
     def __call__(self, mel: torch.Tensor, *, last: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings (tokens, D) of mel (bins, L) in the tower's dtype, chunks of 2 n_window frames on their
@@ -52,16 +58,15 @@ class FusedAudio:
         qkv = None
         with quick_attention(mel.device, tower.n_window):
             for layer in self._layers:
-                qkv = functional.linear(_norm(x, layer.norm1), layer.qkv, layer.qkv_bias)
-                seen = self._attend(qkv, full_rows)
-                x += layer.out_bias
-                x.addmm_(seen, layer.out.t())
-                inner = functional.linear(_norm(x, layer.norm2), layer.up, layer.up_bias)
-                x += layer.down_bias
+                normed = _norm(x, layer.norm1, layer.offset1)
+                qkv = functional.linear(normed, layer.qkv, layer.qkv_bias)
+                x.addmm_(self._attend(qkv, full_rows), layer.out.t())
+                inner = functional.linear(_norm(x, layer.norm2, layer.offset2), layer.up, layer.up_bias)
                 x.addmm_(self._activation(inner), layer.down.t())
                 if x.dtype == torch.float16:
                     limit = torch.finfo(x.dtype).max - 1000
                     x.clamp_(-limit, limit)
+        x = (x.float() + self._last_offset).to(x.dtype)
         pairs = x[: len(x) // 2 * 2]
         pooled = (pairs[0::2] + pairs[1::2]) / 2
         return tower.proj(tower.ln_post(pooled)), qkv if last else None
@@ -86,14 +91,17 @@ class FusedAudio:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+def _norm(x: torch.Tensor, norm: Any, offset: torch.Tensor) -> torch.Tensor:
+    return layer_norm(x, norm.weight, norm.bias, norm.eps, offset)
 
 
-def _pack(layer: Any) -> AudioLayer:
+def _pack(layer: Any, offset: torch.Tensor) -> tuple[AudioLayer, torch.Tensor]:
+    """A layer's packed weights, given the biases so far; and the biases after it."""
     attention = layer.self_attn
     qkv, qkv_bias = pack_rows([attention.q_proj, attention.k_proj, attention.v_proj])
-    return AudioLayer(
-        layer.self_attn_layer_norm, qkv, qkv_bias, attention.out_proj.weight, attention.out_proj.bias,
-        layer.final_layer_norm, layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, layer.fc2.bias,
+    between = offset + attention.out_proj.bias.float()
+    packed = AudioLayer(
+        layer.self_attn_layer_norm, qkv, qkv_bias, attention.out_proj.weight, layer.final_layer_norm,
+        layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, offset, between,
     )  # fmt: skip
+    return packed, between + layer.fc2.bias.float()

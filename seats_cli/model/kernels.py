@@ -107,6 +107,19 @@ def rms_norm(
     return out
 
 
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, offset: torch.Tensor
+) -> torch.Tensor:
+    """Layer norm of x (S, D) + offset (D,) float32, in x's dtype."""
+    if not is_fused(x):
+        wide = functional.layer_norm(x.float() + offset, weight.shape, weight.float(), bias.float(), eps)
+        return wide.to(x.dtype)
+    out = torch.empty_like(x)
+    width = x.shape[1]
+    launch(_kernels().layer_norm, (len(x),), x, weight, bias, offset, out, width, eps, BLOCK=_power(width))
+    return out
+
+
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """silu of the first half of the columns times the second: (S, 2 I) to (S, I)."""
     width = gate_up.shape[1] // 2

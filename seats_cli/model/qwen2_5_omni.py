@@ -40,7 +40,7 @@ from seats_cli.model.prompt import PositionRule, SpecialIds, lay_out
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 VISION_BATCH_PATCHES = 1 << 16  # patches through the vision tower at once: bounds memory, not results
-AUDIO_BATCH_CHUNKS = 32  # chunks through the audio encoder at once (64 s)
+AUDIO_BATCH_CHUNKS = 128  # chunks through the audio encoder at once (256 s)
 SALIENCY_SCORES = 1 << 27  # attention scores held at once while saliency is computed (0.5 GB in float32)
 
 

@@ -26,6 +26,21 @@ def rms_norm(
 
 
 @triton.jit
+def layer_norm(x_ptr, weight_ptr, bias_ptr, offset_ptr, out_ptr, width, eps, BLOCK: tl.constexpr):
+    """One row a program: (x + offset - mean) / deviation * weight + bias."""
+    row = tl.program_id(0).to(tl.int64)
+    col = tl.arange(0, BLOCK)
+    inside = col < width
+    x = tl.load(x_ptr + row * width + col, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(offset_ptr + col, mask=inside, other=0.0)
+    x = tl.where(inside, x - tl.sum(x, axis=0) / width, 0.0)
+    x = x / tl.sqrt(tl.sum(x * x, axis=0) / width + eps)
+    weight = tl.load(weight_ptr + col, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + col, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * width + col, (x * weight + bias).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
     """silu(x[:, :width]) * x[:, width:], a block of one row a program."""
     row = tl.program_id(0).to(tl.int64)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch.nn import functional
 
 from seats_cli.selection.layout import TokenLayout
 from seats_cli.selection.options import SelectionOptions
@@ -123,10 +124,12 @@ def exact_budgets(
     lent_to_video = torch.minimum(short_video, -short_audio).clamp(min=0)
     lent_to_audio = torch.minimum(short_audio, -short_video).clamp(min=0)
     lent = lent_to_video - lent_to_audio
-    return Budgets(
-        divide_exactly(shares.video, tokens.n_video, total_video + lent),
-        divide_exactly(shares.audio, tokens.n_audio, total_audio - lent),
+    video, audio = divide_exactly(  # both at once: on a GPU the number of steps is what costs
+        torch.stack((shares.video, shares.audio)),
+        torch.stack((tokens.n_video, tokens.n_audio)),
+        torch.stack((total_video + lent, total_audio - lent))[:, None],
     )
+    return Budgets(video, audio)
 
 
 def recorded_budgets(
@@ -182,10 +185,11 @@ def _recording(room: int, device: torch.device) -> _Recording:
 
 
 def divide_exactly(share: torch.Tensor, size: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """One kind's `total` tokens divided between windows by their shares: (T,) int64 that sum to it.
+    """Each row's `total` tokens divided between windows by their shares: (..., T) int64 that sum to it.
 
-    share: (T,) float >= 0; size: (T,) int64, its tokens in each window; total: () int64 of 0 to sum(size).
-    Windows that have tokens get one at least, the largest shares first where `total` is too small for that.
+    share: (..., T) float >= 0; size: (..., T) int64, a kind's tokens in each window; total: int64 of 0 to
+    sum(size), () for one row or (..., 1). Windows that have tokens get one at least, the largest shares first
+    where `total` is too small for that.
     """
     least = _affordable(share, (size > 0).long(), total)
     scaled = scale_to_total(share, least, size, total)
@@ -197,10 +201,10 @@ def meet_total(
 ) -> torch.Tensor:
     """Take 1 from the largest while the sum is above `total`, give 1 to the smallest while it is below.
 
-    values, least, most: (T,) int64, least <= most where a value may change; a value at its bound is left
+    values, least, most: (..., T) int64, least <= most where a value may change; a value at its bound is left
     alone, and ties go to the lowest index. Solved at once by levels, not step by step.
     """
-    missing = total - values.sum()
+    missing = total - values.sum(dim=-1, keepdim=True)
     sign = torch.where(missing < 0, -1, 1)
     # taking from the largest is giving to the smallest of the negated values
     return sign * raise_smallest(sign * values, torch.where(missing < 0, -least, most), missing.abs())
@@ -209,22 +213,23 @@ def meet_total(
 def raise_smallest(values: torch.Tensor, most: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
     """Give 1 to the smallest value below its `most` (ties: lowest index), `amount` times while there is one.
 
-    values, most: (T,) int64; amount: () int64 >= 0. As water that fills vessels: everything below some level
-    rises to it, and the few units left over go to the first ones on that level.
+    values, most: (..., T) int64; amount: (..., 1) int64 >= 0. As water that fills vessels: everything below
+    some level rises to it, and the few units left over go to the first ones on that level.
     """
     roof = torch.maximum(values, most)
-    corners, order = torch.cat((values, roof)).sort(stable=True)
-    ones = torch.ones_like(values)
-    rising = torch.cat((ones, -ones))[order].cumsum(0)  # how many values rise just above each corner
-    steps = rising[:-1] * corners.diff()
-    poured = torch.cat((steps.new_zeros(1), steps.cumsum(0)))  # to lift the lowest to each corner
-    corner = (poured <= amount).sum(dim=0, keepdim=True) - 1  # (1,): a () index would wait for the device
-    beyond = (amount - poured[corner]).div(rising[corner].clamp(min=1), rounding_mode="floor")
-    level = corners[corner] + torch.where(rising[corner] > 0, beyond, 0)
+    corners, order = torch.cat((values, roof), dim=-1).sort(stable=True)
+    rises = torch.where(order < values.shape[-1], 1, -1)
+    rising = rises.cumsum(-1)  # how many values rise just above each corner
+    steps = rising[..., :-1] * corners.diff()
+    poured = functional.pad(steps.cumsum(-1), (1, 0))  # to lift the lowest to each corner
+    corner = (poured <= amount).sum(dim=-1, keepdim=True) - 1
+    free = rising.gather(-1, corner)
+    beyond = (amount - poured.gather(-1, corner)).div(free.clamp(min=1), rounding_mode="floor")
+    level = corners.gather(-1, corner) + torch.where(free > 0, beyond, 0)
     raised = torch.maximum(values, torch.minimum(roof, level))
-    left = amount - (raised - values).sum()
+    left = amount - (raised - values).sum(dim=-1, keepdim=True)
     can_rise = (values <= level) & (roof > level)
-    return raised + (can_rise & (can_rise.cumsum(0) <= left)).long()
+    return raised + (can_rise & (can_rise.cumsum(-1) <= left)).long()
 
 
 def scale_to_total(
@@ -232,22 +237,24 @@ def scale_to_total(
 ) -> torch.Tensor:
     """clamp(c share, least, most) with the one c for which it sums to `total`, as nearly as floats go.
 
-    share: (T,) float, 0 to 1; least, most: (T,) int64 with sum(least) <= total <= sum(most). Returns (T,)
-    float.
+    share: (..., T) float, 0 to 1; least, most: (..., T) int64 with sum(least) <= total <= sum(most). Returns
+    (..., T) float.
     """
     wide = torch.float32 if share.device.type == "mps" else torch.float64
     # a window of no relevance is filled last, but is filled; one without tokens has no say at all
     weight = share.to(wide).clamp(min=1e-9)
     low, high = least / weight, most.to(wide) / weight
-    empty, top = most == 0, high.max()
+    empty, top = most == 0, high.amax(dim=-1, keepdim=True)
     low, high = torch.where(empty, top, low), torch.where(empty, top, high)
     weight = torch.where(empty, 0.0, weight)
-    corners, order = torch.cat((low, high)).sort(stable=True)
-    slope = torch.cat((weight, -weight))[order].cumsum(0)
-    sums = least.sum() + torch.cat((slope.new_zeros(1), (slope[:-1] * corners.diff()).cumsum(0)))
-    at = (sums <= total).sum(dim=0, keepdim=True).clamp(min=1) - 1
-    least_slope = torch.where(empty, float("inf"), weight).min()
-    scale = corners[at] + ((total - sums[at]) / slope[at].clamp(min=least_slope)).clamp(min=0)
+    corners, order = torch.cat((low, high), dim=-1).sort(stable=True)
+    slope = torch.cat((weight, -weight), dim=-1).gather(-1, order).cumsum(-1)
+    poured = functional.pad((slope[..., :-1] * corners.diff()).cumsum(-1), (1, 0))
+    sums = least.sum(dim=-1, keepdim=True) + poured
+    at = (sums <= total).sum(dim=-1, keepdim=True).clamp(min=1) - 1
+    least_slope = torch.where(empty, float("inf"), weight).amin(dim=-1, keepdim=True)
+    beyond = (total - sums.gather(-1, at)) / torch.maximum(slope.gather(-1, at), least_slope)
+    scale = corners.gather(-1, at) + beyond.clamp(min=0)
     return torch.minimum(torch.maximum(scale * weight, least.to(wide)), most.to(wide))
 
 
@@ -267,7 +274,8 @@ def _floor_published(
 
 def _affordable(share: torch.Tensor, floors: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     """The floors that `total` can pay for, the windows of the largest share first."""
-    order = share.argsort(descending=True, stable=True)
-    paid_before = floors[order].cumsum(0) - floors[order]
-    granted = torch.minimum((total - paid_before).clamp(min=0), floors[order])
-    return torch.zeros_like(floors).scatter_(0, order, granted)
+    order = share.argsort(dim=-1, descending=True, stable=True)
+    ordered = floors.gather(-1, order)
+    paid_before = ordered.cumsum(-1) - ordered
+    granted = torch.minimum((total - paid_before).clamp(min=0), ordered)
+    return torch.zeros_like(floors).scatter_(-1, order, granted)
