@@ -81,7 +81,7 @@ def calibrate(
     fps: opt.FpsOption = 2.0,
     max_frames: opt.MaxFramesOption = 768,
     as_json: opt.JsonOption = False,
-    quiet: opt.QuietOption = False,
+    quiet: suite_opt.QuietOption = False,
     verbose: opt.VerboseOption = False,
     debug: opt.DebugOption = False,
     config: ConfigOption = None,

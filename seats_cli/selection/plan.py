@@ -18,7 +18,7 @@ def keep_count(ratio: float, n: int) -> int:
 
 
 def keep_total(ratio: float, n: int) -> int:
-    """How many of a kind's n tokens a middle drop keeps in all: half to even, at least 1 of any; none at 0."""
+    """How many of a kind's n tokens a middle drop keeps: half to even; at least 1 of any, but none at 0."""
     return max(1, round(ratio * n)) if n and ratio else 0
 
 

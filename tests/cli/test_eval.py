@@ -70,6 +70,8 @@ WRONG = [
     (["--vary", "merge=on,off", "--set", "merge=on"], "merge is both fixed and varied"),
     (["--preset", "nope"], "no preset 'nope'"),
     (["--set", "tau=0"], "tau=0: not accepted"),
+    (["--schedule", "paper", "--set", "schedule=calibrated"], "--schedule paper and --set schedule=calib"),
+    (["--foo\x1b[31m"], r"--foo\x1b[31m"),
     (["--against", "fixed"], "--against fixed is not among the methods"),
     (["--json", "--csv"], "choose one"),
     (["--seconds", "8.3"], "--seconds: 8.3 is no multiple of 0.5"),
@@ -205,11 +207,19 @@ def test_what_the_file_has_is_not_run_again(
     record = json.loads(lines[0])
     assert {"key", "id", "clip", "answer", "correct", "retention", "prefill_s", "error"} <= set(record)
 
-    monkeypatch.setattr(Session, "read", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(Session, "__init__", lambda *_, **__: pytest.fail("loaded again"))
     second = run(*once, "--csv")
     assert (second.exit_code, second.stdout) == (0, first.stdout)
     assert "has 8 of 8 answers already" in second.stderr
     assert out.read_text().splitlines() == lines
+
+    for damage in ({"retention": "high"}, {"tokens": None}, {"correct": None}, {"family": 3}):
+        out.write_text(
+            "\n".join([*lines[:1], json.dumps({**json.loads(lines[1]), **damage}), *lines[2:], ""])
+        )
+        told = run(*once, "--csv")
+        assert told.exit_code == 2, told.stderr
+        assert f"{out}: line 2 is a damaged record" in " ".join(told.stderr.split())
 
     monkeypatch.undo()
     out.write_text("\n".join([*lines[:3], lines[4][:50]]))
@@ -278,7 +288,8 @@ def test_files_that_fail_are_told_once_and_counted(
     assert done.exit_code == 1
     assert done.stderr.count("no such file") == 1
     assert done.stderr.count("broken.mp4") == 1
-    assert "seats at 0.3: 2 questions failed, in no number here" in done.stdout
+    assert done.stdout.count("2 questions failed, in no number here") == 1
+    assert "every row: 2 questions failed, in no number here" in done.stdout
     assert len(out.read_text().splitlines()) == 18
 
     again = run(*arguments)
