@@ -1,9 +1,7 @@
 """The run of `seats calibrate`: who measures, plan by plan, and the preset at the end."""
 
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import leaving_at_once, quieten_libraries
+from seats_cli.cli.ask import ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Table
 from seats_cli.cli.eval_run import say_size
 from seats_cli.cli.eval_screen import EvalTerminal
@@ -150,23 +148,6 @@ def found_in(file: "RecordFile", key: str) -> "Found":
         return Found.from_json(file.known[key])
     except (KeyError, TypeError, ValueError):
         raise file.damaged(key) from None
-
-
-@contextmanager
-def ended_like_ctrl_c() -> "Iterator[None]":
-    """Inside, SIGTERM does what Ctrl-C does, so that no temporary folder stays behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def with_settings(base: "Preset", settings: Mapping[str, str]) -> "Preset":

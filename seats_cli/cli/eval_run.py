@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import EMBEDDED_NOTICE, leaving_at_once, quieten_libraries
+from seats_cli.cli.ask import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Terminal
 from seats_cli.cli.eval_screen import EvalTerminal, Progress, counted, result_tables, row_notes
 from seats_cli.errors import DeviceError, SeatsError
@@ -65,6 +65,7 @@ def run_sweep(terminal: EvalTerminal, request: EvalRequest) -> int:
 
     samples = None if request.manifest is None else read_manifest(request.manifest)
     with ExitStack() as stack:
+        stack.enter_context(ended_like_ctrl_c())
         file = None
         if request.output is not None:
             file = stack.enter_context(RecordFile(request.output, warn=terminal.warn))

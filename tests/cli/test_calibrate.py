@@ -13,6 +13,7 @@ import pytest
 
 from lab.tracing import document
 from make_clips import pictures, tone, write_clip
+from seats_cli.cli.ask import ended_like_ctrl_c
 from seats_cli.cli.calibrate_run import check_same_model
 from seats_cli.errors import SeatsError, UsageError
 from seats_cli.lab import trials
@@ -215,6 +216,14 @@ def test_a_second_run_takes_the_ratios_of_the_first_from_its_file(
     assert f"{output}: line 1 is a damaged record" in " ".join(damaged.stderr.split())
 
 
+def test_sigterm_is_ctrl_c_inside_a_run_and_itself_again_behind_it() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.slow
 def test_sigterm_leaves_no_temporary_folder(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
@@ -226,7 +235,11 @@ def test_sigterm_leaves_no_temporary_folder(tmp_path: Path) -> None:
         [*command, "--clips", "50", "--workers", "1"],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        env={
+            **os.environ,
+            "TMPDIR": str(tmp_path / "tmp"),
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torch"),
+        },
     )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "tmp").glob("seats-trials-*/*.mp4")) and time.monotonic() < deadline:

@@ -371,9 +371,10 @@ def test_annotations_become_a_manifest(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_ended_in_the_middle_goes_on(tmp_path: Path, end: signal.Signals) -> None:
-    out = tmp_path / "out.jsonl"
+    out, place = tmp_path / "out.jsonl", tmp_path / "tmp"
+    place.mkdir()
     arguments = [
         "eval",
         "--clips",
@@ -389,7 +390,11 @@ def test_a_run_that_is_ended_in_the_middle_goes_on(tmp_path: Path, end: signal.S
         "--csv",
     ]
     process = subprocess.Popen(
-        [*SEATS, *arguments, "-o", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*SEATS, *arguments, "-o", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(place), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torch")},
     )
     deadline = time.monotonic() + 120
     while not (out.exists() and out.read_bytes().count(b"\n") >= 20) and time.monotonic() < deadline:
@@ -397,7 +402,9 @@ def test_a_run_that_is_ended_in_the_middle_goes_on(tmp_path: Path, end: signal.S
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(end)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == (130 if end == signal.SIGINT else -9)
+    assert process.returncode == (-9 if end == signal.SIGKILL else 130)
+    if end != signal.SIGKILL:
+        assert list(place.iterdir()) == []
     assert "Traceback" not in errors
     had = out.read_bytes().count(b"\n")
     assert 20 <= had < 80
