@@ -219,8 +219,7 @@ def test_a_second_run_takes_the_ratios_of_the_first_from_its_file(
 def test_sigterm_is_ctrl_c_inside_a_run_and_itself_again_behind_it() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
