@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from seats_cli import __version__
 from seats_cli.cli import ask, bench, calibrate, demo, doctor, eval, trace
-from seats_cli.cli.console import Terminal
+from seats_cli.cli.console import Terminal, printable
 from seats_cli.cli.options import INTERRUPTED
 from seats_cli.errors import SeatsError, unexpected
 
@@ -29,8 +29,11 @@ class SeatsGroup(TyperGroup):
         except SeatsError as error:
             terminal.error(error)
             raise typer.Exit(error.exit_code) from None
-        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
-            raise  # typer shows usage errors and ends quietly when the reader of a pipe has gone
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise  # typer ends quietly when the reader of a pipe has gone
+        except typer.TyperException as error:  # typer shows it, with what was typed in it
+            error.message = printable(error.message)
+            raise
         except Exception as error:
             terminal.error(unexpected(error))
             raise typer.Exit(1) from None

@@ -265,11 +265,32 @@ def leaving_at_once(terminal: Terminal) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
-    before = signal.signal(signal.SIGINT, leave)
+    signals = [signal.SIGINT]
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # see `ended_like_ctrl_c`
+        signals.append(signal.SIGTERM)
+    before = [signal.signal(number, leave) for number in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """Inside, SIGTERM does what Ctrl-C does, so that no temporary folder stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def quieten_libraries(terminal: Terminal) -> None:

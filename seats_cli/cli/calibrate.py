@@ -80,8 +80,18 @@ def calibrate(
     max_new_tokens: opt.MaxNewTokensOption = 32,
     fps: opt.FpsOption = 2.0,
     max_frames: opt.MaxFramesOption = 768,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            rich_help_panel=opt.OUTPUT_PANEL,
+            help="Add each ratio's plans to FILE as a line of JSON. What FILE has is not searched again.",
+        ),
+    ] = None,
     as_json: opt.JsonOption = False,
-    quiet: opt.QuietOption = False,
+    quiet: suite_opt.QuietOption = False,
     verbose: opt.VerboseOption = False,
     debug: opt.DebugOption = False,
     config: ConfigOption = None,
@@ -91,7 +101,8 @@ def calibrate(
     The trace says which plans are likely; these and their neighbours are measured by how often they answer
     right (as the answer from all tokens, where the manifest has none). Calibrate on other clips than you
     report on. The table goes to stdout, progress to stderr. Exit code: 0 all right, 1 a question failed, 2
-    wrong usage, 130 interrupted (the ratios that were done are written).
+    wrong usage, 130 interrupted (the ratios that were done are written; with -o, the same command goes on
+    from there).
     """
     outer: Terminal = ctx.obj
     outer.quiet, outer.verbose, outer.debug = quiet, verbose, debug
@@ -135,6 +146,7 @@ def calibrate(
             "offline": offline,
         },
         workers=workers,
+        output=output,
         as_json=as_json,
     )
     raise typer.Exit(run_calibration(terminal, request))

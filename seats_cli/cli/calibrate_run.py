@@ -10,16 +10,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import leaving_at_once, quieten_libraries
+from seats_cli.cli.ask import ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Table
+from seats_cli.cli.eval_run import say_size
 from seats_cli.cli.eval_screen import EvalTerminal
 from seats_cli.errors import SeatsError, UsageError
 
 if TYPE_CHECKING:
-    from seats_cli.lab.calibrate import Trial
-    from seats_cli.lab.records import Record
+    from seats_cli.lab.calibrate import Found, Trial
+    from seats_cli.lab.records import Record, RecordFile
     from seats_cli.lab.settings import Setting
-    from seats_cli.lab.sweep import Asking, Described, Team
+    from seats_cli.lab.sweep import Asking, ClipTask, Described, Team
     from seats_cli.presets import CalibratedRow, Preset
 
 SCHEMA_VERSION = 1
@@ -43,6 +44,7 @@ class CalibrateRequest:
     asking: "Asking"
     model: Mapping[str, Any]
     workers: int | None
+    output: Path | None
     as_json: bool
 
 
@@ -51,9 +53,9 @@ def run_calibration(terminal: EvalTerminal, request: CalibrateRequest) -> int:
 
     What stops the search loses no ratio that is done: their plans are written all the same.
     """
-    from seats_cli.lab.calibrate import climb, curves_of
+    from seats_cli.lab.calibrate import Found, climb, curves_of
     from seats_cli.lab.manifest import read_manifest
-    from seats_cli.lab.records import has_failed
+    from seats_cli.lab.records import RecordFile, has_failed
     from seats_cli.lab.settings import FULL
 
     samples = None
@@ -73,50 +75,84 @@ def run_calibration(terminal: EvalTerminal, request: CalibrateRequest) -> int:
             failed.append(record)
 
     stopped: BaseException | None = None
-    found: list[CalibratedRow] = []
-    trials: list[Trial] = []
+    done: list[Found] = []
     with ExitStack() as stack:
-        progress = stack.enter_context(terminal.counting("answers"))
+        stack.enter_context(ended_like_ctrl_c())
+        file = None
+        if request.output is not None:
+            file = stack.enter_context(RecordFile(request.output, warn=terminal.warn))
         quieten_libraries(terminal)
         with leaving_at_once(terminal):
             from seats_cli.lab.sweep import Listener, manifest_tasks, suite_tasks
-            from seats_cli.lab.trials import Trials, on_disk, with_answers
+            from seats_cli.lab.trials import Trials, on_disk, searched_as, with_answers
 
+        say_size(terminal, request.suite, samples is None)
         tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)
-        gather = gatherer(terminal, request, len(tasks))
-        listener = Listener(look_at, progress, lambda message, clip: terminal.warn(message))
-        tasks = stack.enter_context(on_disk(tasks))
-        tasks = with_answers(gather, tasks, request.asking, request.preset, listener)
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="seats-trials-")))
-        measure = Trials(tasks, request.asking, base, settings, folder, gather, listener)
+        asked = [request.trace, base, settings, request.asking, request.first, request.rounds]
+        measure: Trials | None = None
         try:
             for ratio in request.ratios:
+                rows = [one.row for one in done]
+                key = searched_as(tasks, request.model, [*asked, ratio, rows[-1:]])
+                if file is not None and key in file.known:
+                    done.append(found_in(file, key))
+                    terminal.note(f"ratio {ratio:g}: {request.output} has it already")
+                    continue
+                if measure is None:
+                    gather = gatherer(terminal, request, len(tasks))
+                    with terminal.counting("clips rendered") as rendering:
+                        ready: Sequence[ClipTask] = stack.enter_context(on_disk(tasks, rendering))
+                    progress = stack.enter_context(terminal.counting("answers"))
+                    listener = Listener(look_at, progress, lambda message, clip: terminal.warn(message))
+                    ready = with_answers(gather, ready, request.asking, request.preset, listener)
+                    folder = Path(stack.enter_context(TemporaryDirectory(prefix="seats-trials-")))
+                    measure = Trials(ready, request.asking, base, settings, folder, gather, listener)
                 best, tried = climb(
                     curves,
                     ratio,
                     measure,
                     first=request.first,
                     rounds=request.rounds,
-                    known=found[-1:],
+                    known=rows[-1:],
                     tell=lambda trial: terminal.detail(described(trial)),
                 )
-                found.append(best)
-                trials += tried
+                n_samples = sum(len(task.samples) for task in ready)
+                done.append(Found(best, tuple(tried), n_samples, len(ready), len(failed)))
+                if file is not None:
+                    file.append({"key": key, "method": "seats", "ratio": ratio, **done[-1].to_json()})
                 terminal.note(f"ratio {ratio:g}: {described(max(tried, key=lambda trial: trial.measured))}")
         except (KeyboardInterrupt, SeatsError) as error:
-            if not found:
+            if not done:
                 raise
             stopped = error
-    n_samples = sum(len(task.samples) for task in tasks)
-    show(terminal, request, found, trials)
-    write(terminal, request, base, found, f"{len(trials)} plans on {n_samples} questions, {len(tasks)} clips")
+    trials = [trial for one in done for trial in one.trials]
+    show(terminal, request, [one.row for one in done], trials)
+    searched = f"{len(trials)} plans on {done[-1].questions} questions, {done[-1].clips} clips"
+    write(terminal, request, with_settings(base, settings), [one.row for one in done], searched)
     if stopped is not None:
-        terminal.note(f"stopped early: {len(found)} of {len(request.ratios)} ratios are in {request.target}")
+        goes_on = "; the same command goes on from there" if request.output is not None else ""
+        so_far = f"{len(done)} of {len(request.ratios)} ratios are in {request.target}"
+        terminal.note(f"stopped early: {so_far}{goes_on}")
     if isinstance(stopped, SeatsError):
         raise stopped
     if stopped is not None:
         return opt.INTERRUPTED
-    return 1 if failed else 0
+    return 1 if any(one.failed for one in done) else 0
+
+
+def found_in(file: "RecordFile", key: str) -> "Found":
+    """A ratio's plans from the file of an earlier run. Raises UsageError for a damaged line."""
+    from seats_cli.lab.calibrate import Found
+
+    try:
+        return Found.from_json(file.known[key])
+    except (KeyError, TypeError, ValueError):
+        raise file.damaged(key) from None
+
+
+def with_settings(base: "Preset", settings: Mapping[str, str]) -> "Preset":
+    """The preset with the options that its plans were measured with, so that they are used with them."""
+    return replace(base, options={**base.options, **settings})
 
 
 def gatherer(

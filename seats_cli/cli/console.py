@@ -23,12 +23,26 @@ OnStage = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under column heads (blank in a list of facts); numbers stand to the right."""
+    """Rows of cells under column heads (blank in a list of facts); numbers stand to the right.
+
+    n_names: how many columns, the first ones, say what a row is; the others may move to a table of their own
+        where the screen is narrow. What could disturb a terminal is written out, in all of it.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numbers: bool = True
+    n_names: int = 1
+
+    def __post_init__(self) -> None:
+        """Frozen: what stands in it is what is shown."""
+        for name, value in (
+            ("title", printable(self.title)),
+            ("columns", tuple(map(_cell, self.columns))),
+            ("rows", tuple(tuple(map(_cell, row)) for row in self.rows)),
+        ):
+            object.__setattr__(self, name, value)
 
 
 class Terminal:
@@ -78,7 +92,8 @@ class Terminal:
     def document(self, value: Mapping[str, Any]) -> None:
         """Write one JSON document; non-ASCII letters are escaped where stdout cannot carry them."""
         ascii_only = not _encoding(self.out).startswith("utf")
-        self._write(self.out, json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False)
+        self._write(self.out, json_printable(text) + "\n")
 
     def report(self, table: Table) -> None:
         """Write a table that is itself what was asked for (`seats doctor`) to stdout."""
@@ -144,14 +159,18 @@ class Terminal:
         from rich import box
         from rich.table import Table as RichTable
 
-        # Rich falls back to ASCII lines by itself where the stream cannot encode the others.
-        drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.ROUNDED)
-        for index, column in enumerate(table.columns):
-            right = table.numbers and index > 0
-            drawn.add_column(column, justify="right" if right else "left", overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*row)
-        self._console().print(drawn)
+        title: str | None = table.title
+        for part in narrower(table, self._console().width):
+            # Rich falls back to ASCII lines by itself where the stream cannot encode the others.
+            drawn = RichTable(title=title, title_justify="left", title_style="bold", box=box.ROUNDED)
+            for index, column in enumerate(part.columns):
+                value = part.numbers and index >= part.n_names
+                right = part.numbers and index > 0
+                drawn.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=value)
+            for row in part.rows:
+                drawn.add_row(*row)
+            self._console().print(drawn)
+            title = None
 
     # --- progress -----------------------------------------------------------------------------------------
     @contextmanager
@@ -229,6 +248,45 @@ def plain_table(table: Table) -> str:
         return "  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip()
 
     return "\n".join([table.title, *(f"  {written(line)}" for line in lines)])
+
+
+def narrower(table: Table, width: int) -> list[Table]:
+    """The table in parts that fit a screen of `width` columns, each with the names of the rows, so that no
+    number has to fold; a table without numbers stays whole."""
+    from rich.cells import cell_len
+
+    def drawn(index: int) -> int:
+        return max(cell_len(line[index]) for line in (table.columns, *table.rows)) + 3
+
+    names, values = range(table.n_names), range(table.n_names, len(table.columns))
+    if not table.numbers or 1 + sum(drawn(index) for index in (*names, *values)) <= width:
+        return [table]
+    groups: list[list[int]] = []
+    used = start = 1 + sum(drawn(index) for index in names)
+    for index in values:
+        if not groups or used + drawn(index) > width:
+            groups.append([])
+            used = start
+        groups[-1].append(index)
+        used += drawn(index)
+
+    def part(group: list[int]) -> Table:
+        shown = [*names, *group]
+        rows = tuple(tuple(row[index] for index in shown) for row in table.rows)
+        return Table(table.title, tuple(table.columns[i] for i in shown), rows, n_names=table.n_names)
+
+    return [part(group) for group in groups]
+
+
+def json_printable(text: str) -> str:
+    """A JSON document in which what could disturb a terminal is written as \\u escapes: the same document."""
+    if text.isascii():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("\n", "\\n").replace("\t", " ")
 
 
 def printable(text: str) -> str:

@@ -96,7 +96,7 @@ def evaluate(
         bool,
         typer.Option("--csv", rich_help_panel=opt.OUTPUT_PANEL, help="Print one line a row, for tables."),
     ] = False,
-    quiet: opt.QuietOption = False,
+    quiet: suite_opt.QuietOption = False,
     verbose: opt.VerboseOption = False,
     debug: opt.DebugOption = False,
     convert: Annotated[

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import EMBEDDED_NOTICE, leaving_at_once, quieten_libraries
+from seats_cli.cli.ask import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Terminal
 from seats_cli.cli.eval_screen import EvalTerminal, Progress, counted, result_tables, row_notes
 from seats_cli.errors import DeviceError, SeatsError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from seats_cli.lab.sweep import Asking, ClipTask, Described, Listener, Team
 
 SCHEMA_VERSION = 1
+MANY_CLIPS = 200
 MOST_ERRORS = 5  # failures that are told one by one
 
 
@@ -64,6 +65,7 @@ def run_sweep(terminal: EvalTerminal, request: EvalRequest) -> int:
 
     samples = None if request.manifest is None else read_manifest(request.manifest)
     with ExitStack() as stack:
+        stack.enter_context(ended_like_ctrl_c())
         file = None
         if request.output is not None:
             file = stack.enter_context(RecordFile(request.output, warn=terminal.warn))
@@ -80,10 +82,14 @@ def run_sweep(terminal: EvalTerminal, request: EvalRequest) -> int:
             )
             from seats_cli.lab.workers import choose_workers
 
+            say_size(terminal, request.suite, samples is None)
             tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)
             model = request.model
             devices = choose_workers(request.workers, len(tasks), model["device"], model["model"])
-        team = gather(terminal, request, devices, stack)
+        team = finished(file, tasks, request.settings, request.asking, model, devices)
+        if team is None:
+            team = gather(terminal, request, devices, stack)
+            note_model(file, team, request.settings, request.asking, model, devices)
         check_caps(request.settings, team.described)
         if request.manifest is not None and model["model"] == opt.EMBEDDED_MODEL:
             terminal.note(EMBEDDED_NOTICE)
@@ -151,13 +157,63 @@ def alone(terminal: EvalTerminal, request: EvalRequest) -> "Team":
     return Alone(session, request.settings, request.asking, described, at)
 
 
+def finished(
+    file: "RecordFile | None",
+    tasks: "Sequence[ClipTask]",
+    settings: "Sequence[Setting]",
+    asking: "Asking",
+    model: Mapping[str, Any],
+    devices: Sequence[str],
+) -> "Team | None":
+    """A team without a model, where the file has every answer already and knows whose they are."""
+    if file is None or not file.runs:
+        return None
+    from seats_cli.lab.finished import Finished, noted, run_key
+    from seats_cli.lab.records import has_failed
+    from seats_cli.lab.sweep import keys_of
+
+    described = noted(file, run_key(model, settings, asking, devices))
+    if described is None:
+        return None
+    wanted = {key for jobs in keys_of(tasks, settings, asking, described) for key in jobs.values()}
+    if not all(key in file.known and not has_failed(file.known[key]) for key in wanted):
+        return None
+    return Finished(described, len(devices))
+
+
+def note_model(
+    file: "RecordFile | None",
+    team: "Team",
+    settings: "Sequence[Setting]",
+    asking: "Asking",
+    model: Mapping[str, Any],
+    devices: Sequence[str],
+) -> None:
+    """Leave in the file what the team's model is, so that a run with nothing left to do needs none."""
+    from seats_cli.lab.finished import note, run_key
+
+    if file is not None:
+        note(file, run_key(model, settings, asking, devices), team.described)
+
+
+def say_size(terminal: Terminal, suite: Sequence[Any], from_suite: bool) -> None:
+    """A word before a suite so large that drawing it takes a while."""
+    if from_suite and suite[0] >= MANY_CLIPS:
+        terminal.note(f"drawing {suite[0]} clips of the suite with their questions: this takes a while")
+
+
 def kept_in(terminal: Terminal, file: "RecordFile | None", wanted: AbstractSet[str]) -> "dict[str, Record]":
-    """The answers of this run that a file has already. Failures are tried again."""
+    """The answers of this run that a file has already. Failures are tried again. Raises UsageError for a line
+    of this run that lacks something."""
     if file is None or not file.known:
         return {}
+    from seats_cli.lab.record_shape import is_whole
     from seats_cli.lab.records import has_failed
 
     mine = file.known.keys() & wanted
+    for key in mine:
+        if not is_whole(file.known[key]):
+            raise file.damaged(key)
     kept = {key: file.known[key] for key in mine if not has_failed(file.known[key])}
     others = len(file.known) - len(mine)
     if mine:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 LINE_EVERY_S = 30.0  # where nobody watches
 FIRST_LINE_S = 10.0
+MOST_NAMES = 3  # of rows that share a note
 FEWEST = 20  # answers, or 2% of all: a clip's first answer waits for the clip, the others do not
 
 
@@ -132,7 +133,9 @@ def result_tables(rows: Sequence["Row"], title: str, varied: Sequence[str]) -> l
             line.append(_points(row))
         line += [percent(row.retention), percent(row.compute_ratio), seconds(row.seconds), str(row.n)]
         lines.append(tuple(line))
-    tables = [Table(f"{title}; in brackets 95% intervals over clips", tuple(columns), tuple(lines))]
+    n_names = 2 + len(varied)
+    told = f"{title}; in brackets 95% intervals over clips"
+    tables = [Table(told, tuple(columns), tuple(lines), n_names=n_names)]
     families = list(dict.fromkeys(family for row in rows for family in row.families))
     rates = any(row.wer is not None for row in rows)
     if len(families) > 1 or rates:
@@ -141,21 +144,31 @@ def result_tables(rows: Sequence["Row"], title: str, varied: Sequence[str]) -> l
         for row in rows:
             line = [*_names(row, varied), *(_number(row.families.get(family)) for family in families)]
             lines.append((*line, *([_number(row.wer)] if rates else [])))
-        tables.append(Table("accuracy by family, %", tuple(heads), tuple(lines)))
+        tables.append(Table("accuracy by family, %", tuple(heads), tuple(lines), n_names=n_names))
     return tables
 
 
 def row_notes(rows: Sequence["Row"]) -> list[str]:
-    """What stands under the tables: the reasons of rows without numbers, or with fewer than the others."""
-    notes = []
+    """What stands under the tables: the reasons of rows without numbers, or with fewer than the others. What
+    holds for several rows is said once."""
+    told: dict[str, list[str]] = {}
     for row in rows:
         name = row.setting.name
         if row.error is not None:
             some = "" if not row.n else f" {row.unplanned} of {row.unplanned + row.n + row.failed} questions:"
-            notes.append(f"{name}: not possible{' for' + some if some else ':'} {row.error}")
+            told.setdefault(f"not possible{' for' + some if some else ':'} {row.error}", []).append(name)
         if row.failed:
-            notes.append(f"{name}: {counted(row.failed, 'question')} failed, in no number here")
-    return notes
+            lost = f"{counted(row.failed, 'question')} failed, in no number here"
+            told.setdefault(lost, []).append(name)
+    return [f"{_who(names, len(rows))}: {what}" for what, names in told.items()]
+
+
+def _who(names: Sequence[str], n_rows: int) -> str:
+    """Rows by name, a few of them; all where it is all."""
+    if len(names) == n_rows > 1:
+        return "every row"
+    more = f"; {counted(len(names) - MOST_NAMES, 'row')} more" if len(names) > MOST_NAMES else ""
+    return "; ".join(names[:MOST_NAMES]) + more
 
 
 def _names(row: "Row", varied: Sequence[str]) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from seats_cli.errors import UsageError
+
 # The names of seats_cli.selection.methods.METHODS, which imports torch; a test keeps the two equal.
 METHOD_NAMES = (
     "seats",
@@ -123,9 +125,16 @@ def check_range(start_s: float | None, end_s: float | None) -> None:
 def merged_settings(
     from_file: Mapping[str, str], pairs: Sequence[str] | None, schedule: str | None = None
 ) -> dict[str, str]:
-    """Settings of the config file, over them `--schedule`, over it the pairs of `--set`, key by key."""
+    """Settings of the config file, over them `--schedule` and the pairs of `--set`, key by key. Raises
+    UsageError where these two name different schedules."""
     named = {} if schedule is None else {"schedule": schedule}
-    return {**from_file, **named, **parse_settings(pairs or ())}
+    typed = parse_settings(pairs or ())
+    if schedule is not None and typed.get("schedule", schedule) != schedule:
+        raise UsageError(
+            f"--schedule {schedule} and --set schedule={typed['schedule']} contradict each other",
+            hint="leave out one of them (SEATS_SCHEDULE and the config file count as --schedule)",
+        )
+    return {**from_file, **named, **typed}
 
 
 # --- model ------------------------------------------------------------------------------------------------

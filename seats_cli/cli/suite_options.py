@@ -71,6 +71,16 @@ WorkersOption = Annotated[
         help="Processes, each with a model of its own; they share the clips.",
     ),
 ]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        envvar="SEATS_QUIET",
+        rich_help_panel=opt.OUTPUT_PANEL,
+        help="No notes or progress; the document on stdout, warnings and errors stay.",
+    ),
+]
 
 Suite = tuple[int, int, str, float]  # clips, seed of the first, split, seconds
 

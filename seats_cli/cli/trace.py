@@ -43,8 +43,9 @@ def trace(
         typer.Option(
             metavar="A,B,...",
             rich_help_panel=TRACE_PANEL,
-            help="removal: a kind gone from a layer on. choice: only the most attended kept after a layer. "
-            "entry: only stage I's choice enters. attention: where the last text token looks.",
+            help="removal: a kind gone from a layer on. choice: only the most attended of each kind kept "
+            "after a layer. entry: only stage I's choice of a kind enters. attention: where the last text "
+            "token looks.",
         ),
     ] = ",".join(CURVES),
     layers: Annotated[
@@ -113,7 +114,7 @@ def trace(
         ),
     ] = None,
     as_json: opt.JsonOption = False,
-    quiet: opt.QuietOption = False,
+    quiet: suite_opt.QuietOption = False,
     verbose: opt.VerboseOption = False,
     debug: opt.DebugOption = False,
     config: ConfigOption = None,

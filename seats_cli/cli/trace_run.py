@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import EMBEDDED_NOTICE, leaving_at_once, quieten_libraries
+from seats_cli.cli.ask import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Table
-from seats_cli.cli.eval_run import Told, kept_in
+from seats_cli.cli.eval_run import Told, finished, kept_in, note_model, say_size
 from seats_cli.cli.eval_screen import EvalTerminal, counted
 from seats_cli.cli.suite_options import Suite
 from seats_cli.cli.tables import NONE
@@ -60,6 +60,7 @@ def run_trace(
 
     samples = None if request.manifest is None else read_manifest(request.manifest, need_answers=False)
     with ExitStack() as stack:
+        stack.enter_context(ended_like_ctrl_c())
         file = None
         if request.output is not None:
             file = stack.enter_context(RecordFile(request.output, warn=terminal.warn))
@@ -70,16 +71,21 @@ def run_trace(
             from seats_cli.lab.tracing import with_fewer_questions
             from seats_cli.lab.workers import choose_workers
 
+            say_size(terminal, request.suite, samples is None)
             tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)
             tasks = with_fewer_questions(tasks, request.questions)
             model = request.model
             devices = choose_workers(request.workers, len(tasks), model["device"], model["model"])
-        team = gather(terminal, request, devices, stack)
+        settings = (request.setting,)
+        team = finished(file, tasks, settings, request.tracing, model, devices)
+        if team is None:
+            team = gather(terminal, request, devices, stack)
+            note_model(file, team, settings, request.tracing, model, devices)
         if request.manifest is not None and model["model"] == opt.EMBEDDED_MODEL:
             terminal.note(EMBEDDED_NOTICE)
         if model["load_format"] == "dummy":
             terminal.warn("random weights (--load-format dummy): what is measured means nothing")
-        keys = keys_of(tasks, (request.setting,), request.tracing, team.described)
+        keys = keys_of(tasks, settings, request.tracing, team.described)
         wanted = {key for jobs in keys for key in jobs.values()}
         kept = kept_in(terminal, file, wanted)
         interrupted = False
@@ -88,7 +94,7 @@ def run_trace(
         except KeyboardInterrupt:
             interrupted = True
         terminal.subject = None
-        records = by_setting((request.setting,), keys, kept)[request.setting]
+        records = by_setting(settings, keys, kept)[request.setting]
         size = team.size
     if interrupted:
         told = "the same command goes on from there" if file is not None else "-o FILE would have kept them"

@@ -9,7 +9,7 @@ docs/method.md, "How a schedule is calibrated" (ours).
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,44 @@ class Trial:
     row: CalibratedRow
     predicted: float
     measured: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search at one ratio came to. questions, clips: that plans were judged on; failed: questions that
+    full tokens were to answer and did not."""
+
+    row: CalibratedRow
+    trials: tuple[Trial, ...]
+    questions: int
+    clips: int
+    failed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Found":
+        """From what `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        trials = tuple(
+            Trial(_row(trial["row"]), float(trial["predicted"]), float(trial["measured"]))
+            for trial in values["trials"]
+        )
+        row = _row(values["row"])
+        if row not in {trial.row for trial in trials}:
+            raise ValueError("the plan found is none of those tried")
+        return cls(row, trials, int(values["questions"]), int(values["clips"]), int(values["failed"]))
+
+
+def _row(values: Mapping[str, Any]) -> CalibratedRow:
+    drops = tuple(
+        CalibratedDrop(int(drop["after_layer"]), float(drop["video"]), float(drop["audio"]))
+        for drop in values["drops"]
+    )
+    late = values["late_layer"]
+    ratio, video, audio = (float(values[name]) for name in ("ratio", *KINDS))
+    return CalibratedRow(ratio, video, audio, None if late is None else int(late), drops)
 
 
 def curves_of(document: Mapping[str, Any], measure: str = "probability") -> Curves:

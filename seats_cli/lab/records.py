@@ -103,6 +103,9 @@ class RecordFile:
         """Open the file and read what it has. Raises UsageError where it cannot be, or is of another kind."""
         self.path = path
         self.known: dict[str, Record] = {}
+        self._lines: dict[str, int] = {}  # where the known ones stand
+        self.runs: dict[str, Mapping[str, Any]] = {}  # what earlier runs noted of themselves, by key
+        self._note: Mapping[str, Any] | None = None
         if path.is_dir():
             raise UsageError(f"{path} is a folder", hint=f"name a file in it: -o {path / 'eval.jsonl'}")
         if not path.parent.is_dir():
@@ -126,9 +129,24 @@ class RecordFile:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write a line, out of the process at once: what follows may be killed."""
+        if self._note is not None:
+            record, self._note = {**record, "run": self._note}, None
         line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         self._stream.write(line.encode() + b"\n")
         self._stream.flush()
+
+    def note_run(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Let the next record say what run it is the first of, unless the file knows that run already."""
+        if key not in self.runs:
+            self._note = {"key": key, **facts}
+
+    def damaged(self, key: str) -> UsageError:
+        """What is wrong where the record of `key` is not what its readers need."""
+        return UsageError(
+            f"{self.path}: line {self._lines.get(key)} is a damaged record: part of it is missing or of the "
+            "wrong kind",
+            hint="take that line out, and what it was about is run again",
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -150,7 +168,10 @@ class RecordFile:
         for number, line in enumerate(self._stream, 1):
             record, whole = _parsed(line), line.endswith(b"\n")
             if record is not None:
-                self.known[record["key"]] = record
+                run = record.pop("run", None)
+                if isinstance(run, dict):
+                    self.runs[str(run.get("key"))] = run
+                self.known[record["key"]], self._lines[record["key"]] = record, number
             elif not whole and (self.known or _may_be_cut(line)):
                 self._stream.truncate(good)
                 warn(f"{self.path}: the last line was cut off in the middle; it is removed and run again")

@@ -175,7 +175,7 @@ def weights_fingerprint(model: str) -> str | None:
     small = sum(path.stat().st_size for path in files) <= HASHED_BYTES
     for path in files:
         digest.update(path.name.encode())
-        digest.update(path.read_bytes() if small else json.dumps(_file_state(path)).encode())
+        digest.update(path.read_bytes() if small else json.dumps(file_state(path)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -215,7 +215,7 @@ def keys_of(
         for i, sample in enumerate(task.samples):
             about = {
                 **asdict(sample),
-                "media": None if made else [str(sample.media.absolute()), _file_state(sample.media)],
+                "media": None if made else [str(sample.media.absolute()), file_state(sample.media)],
                 "made": made,
             }
             digest = _digest(about)
@@ -228,7 +228,8 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _file_state(path: Path) -> list[int] | None:
+def file_state(path: Path) -> list[int] | None:
+    """What tells a file from another at the same place; None where there is none."""
     try:
         state = path.stat()
     except OSError:

@@ -11,6 +11,7 @@ full           in a row of a curve: the same with all tokens, over the same ques
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +151,71 @@ def read_document(path: Path) -> Document:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the trace {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the former says in which line
         raise UsageError(f"{path} is not JSON: {error}", hint=_WRITTEN_BY) from None
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version is None or not all(key in value for key in NEEDED):
         raise UsageError(f"{path} is no trace", hint=_WRITTEN_BY)
     if version != SCHEMA_VERSION:
         raise UsageError(f"{path} is a trace of version {version}; this seats reads {SCHEMA_VERSION}")
+    problem = _problem(value)
+    if problem:
+        raise UsageError(f"{path} is a damaged trace: {problem}", hint=_WRITTEN_BY)
     return dict(value)
+
+
+def _problem(document: Mapping[str, Any]) -> str:
+    """What is missing in a trace, or of the wrong kind, and where; "" where nothing is."""
+    measure, n_layers = document["measure"], document["n_layers"]
+    if measure not in ("accuracy", "agreement"):
+        return f"measure is {measure!r}"
+    if not isinstance(n_layers, int) or n_layers < 1:
+        return f"n_layers is {n_layers!r}"
+    numbers = (measure, "probability", "n")
+    model = document["model"]
+    if not isinstance(model, dict) or not all(isinstance(model.get(k), str) for k in ("name", "model_type")):
+        return "model has no name or no model_type"
+    for name in ("options", "environment"):
+        if not isinstance(document.get(name, {}), dict):
+            return f"{name} is no object"
+    found = (
+        _lacking("model", model, ("layers", "hidden_size"))
+        or _lacking("full", document["full"], numbers)
+        or _lacking("counts", document["counts"], KINDS[:2])
+        or _lacking("the document", document, ("samples", "clips"))
+        or ("" if {"low", "high"} <= document["full"].keys() else "full: low or high is missing")
+    )
+    for curve in CURVES:
+        rows = document[curve]
+        if not isinstance(rows, list):
+            return f"{curve} is no list"
+        places = PLACES.get(curve, ("layer",))
+        needed = numbers if curve in PLACES else ("video", "audio", "text")
+        for number, row in enumerate(rows, 1):
+            where = f"{curve}, row {number}"
+            found = found or _lacking(where, row, [*(name for name in places if name != "kind"), *needed])
+            if not found and "kind" in places and row.get("kind") not in KINDS:
+                found = f"{where}: kind is {row.get('kind')!r}"
+            if not found and row.get("full") is not None and curve in PLACES:
+                found = _lacking(f"{where}: full", row["full"], (measure, "probability"))
+            if not found and curve == "removal" and not {"low", "high"} <= row.keys():
+                found = f"{where}: low or high is missing"
+    return found
+
+
+def _lacking(where: str, values: Any, names: Iterable[str]) -> str:
+    """Which of `names` is no finite number in `values`."""
+    if not isinstance(values, dict):
+        return f"{where}: no object with keys"
+    for name in names:
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            return f"{where}: {name} is " + ("missing" if name not in values else f"{value!r}, not a number")
+    for name in ("low", "high"):
+        value = values.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            return f"{where}: {name} is {value!r}, not a number"
+    return ""
 
 
 _WRITTEN_BY = "a trace is what `seats trace --json` prints"

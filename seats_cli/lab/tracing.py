@@ -4,7 +4,7 @@ A trace takes the answer that a model gives with all tokens and asks what is lef
 
 removal    a kind is gone from layer l on. l = 1: the language model never sees it; l = n_layers + 1: all is
            there
-choice     after layer d only the best share of a kind stays, by the last text token's attention there
+choice     after layer d only the best share of both kinds stays, by the last text token's attention there
 entry      only stage I's choice of a kind enters, and nothing leaves later
 attention  where the last text token looks, layer by layer, with all tokens
 """

@@ -1,20 +1,35 @@
 """How well plans do on clips: what the optimiser of `calibrate.py` asks."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from seats_cli import __version__
 from seats_cli.errors import SeatsError, UsageError
 from seats_cli.lab.manifest import Sample
 from seats_cli.lab.records import Record, has_failed, is_unplanned
 from seats_cli.lab.results import summarise
 from seats_cli.lab.scoring import LETTERS, choose_option
 from seats_cli.lab.settings import FULL, Setting
-from seats_cli.lab.suite import rendered
-from seats_cli.lab.sweep import Asking, ClipTask, Listener, Team, by_setting, keys_of, sweep
+from seats_cli.lab.suite import SUITE_VERSION, rendered
+from seats_cli.lab.sweep import (
+    Asking,
+    ClipTask,
+    Listener,
+    Team,
+    by_setting,
+    code_digest,
+    file_state,
+    keys_of,
+    sweep,
+    weights_fingerprint,
+)
 from seats_cli.presets import CalibratedRow, Preset
 from seats_cli.presets.writing import write_preset
 
@@ -49,6 +64,21 @@ class Trials:
             settings.append(Setting("seats", row.ratio, str(path), pairs))
         found = run(self.gather, self.tasks, settings, self.asking, self.listener)
         return [mean_right(records) for records in found.values()]
+
+
+def searched_as(tasks: Sequence[ClipTask], model: Mapping[str, Any], about: Sequence[object]) -> str:
+    """A key for a search: of the code, the model's weights, the clips and questions, and `about` the rest."""
+    questions = [
+        [
+            asdict(sample),
+            SUITE_VERSION if task.made else [str(sample.media.absolute()), file_state(sample.media)],
+        ]
+        for task in tasks
+        for sample in task.samples
+    ]
+    named = {key: value for key, value in model.items() if key != "offline"}
+    whole = [__version__, code_digest(), weights_fingerprint(model["model"]), named, questions, about]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=repr).encode()).hexdigest()[:24]
 
 
 def mean_right(records: Sequence[Record]) -> float:
@@ -133,11 +163,16 @@ def _as_answer(sample: Sample, said: str) -> str:
 
 
 @contextmanager
-def on_disk(tasks: Sequence[ClipTask]) -> Iterator[list[ClipTask]]:
-    """The tasks with every clip of the suite rendered once, in a folder that is gone after the block."""
+def on_disk(
+    tasks: Sequence[ClipTask], progress: Callable[[int, int], None] = lambda *_: None
+) -> Iterator[list[ClipTask]]:
+    """The tasks with every clip of the suite rendered once, in a folder that is gone after the block.
+
+    progress: clips done, of how many."""
     with TemporaryDirectory(prefix="seats-trials-") as place:
-        found = []
+        found: list[ClipTask] = []
         for task in tasks:
+            progress(len(found), len(tasks))
             if task.made is None:
                 found.append(task)
                 continue

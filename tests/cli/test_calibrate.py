@@ -1,6 +1,11 @@
 """`seats calibrate`: what may be typed, a search on a tiny checkpoint, and what stops one."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +13,7 @@ import pytest
 
 from lab.tracing import document
 from make_clips import pictures, tone, write_clip
+from seats_cli.cli.ask import ended_like_ctrl_c
 from seats_cli.cli.calibrate_run import check_same_model
 from seats_cli.errors import SeatsError, UsageError
 from seats_cli.lab import trials
@@ -107,6 +113,7 @@ def test_a_search_writes_a_preset_that_answers(
     made = load_preset(target)
     assert [row.ratio for row in made.calibrated] == [0.3, 0.5]
     assert "plans on 2 questions, 1 clips" in made.provenance["calibrated"]
+    assert made.options == {"merge": "off"}  # as measured, so as used
     model = ["--model", options[1], "--dtype", "float32", "--max-new-tokens", "2"]
     asked = run("ask", tmp_path / "a.mp4", "why?", "--preset", target, "--ratio", "0.3", "--json", *model)
     assert asked.exit_code == 0, asked.stderr
@@ -164,6 +171,83 @@ def test_what_stops_a_search_loses_no_ratio_that_is_done(
     alone = run("calibrate", trace, target, manifest, *options, "--ratio", "0.3")
     assert alone.exit_code == code
     assert not target.exists()
+
+
+def test_a_second_run_takes_the_ratios_of_the_first_from_its_file(
+    run: Run,
+    trace: Path,
+    manifest: Path,
+    options: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched: list[float] = []
+
+    def measured(self: trials.Trials, rows: Any) -> list[float]:
+        searched.append(rows[0].ratio)
+        if rows[0].ratio < 0.4 and len(searched) == 2:
+            raise KeyboardInterrupt
+        return [0.5] * len(rows)
+
+    monkeypatch.setattr(trials.Trials, "__call__", measured)
+    target, output = tmp_path / "p.yaml", tmp_path / "found.jsonl"
+    once = ["calibrate", trace, target, manifest, *options, "-o", output, "--json"]
+    first = run(*once, "--ratio", "0.5,0.3")
+    assert first.exit_code == 130, first.stderr
+    assert "the same command goes on from there" in first.stderr
+    assert len(output.read_text().splitlines()) == 1
+    second = run(*once, "--ratio", "0.5,0.3")
+    assert second.exit_code == 0, second.stderr
+    assert "ratio 0.5: " in second.stderr
+    assert "has it already" in second.stderr
+    assert searched == [0.5, 0.3, 0.3]
+    assert json.loads(second.stdout)["rows"][0] == json.loads(first.stdout)["rows"][0]
+    assert [row.ratio for row in load_preset(target).calibrated] == [0.3, 0.5]
+
+    monkeypatch.setattr(Session, "__init__", lambda *_, **__: pytest.fail("loaded again"))
+    written = target.read_text()
+    assert run(*once, "--ratio", "0.5,0.3").exit_code == 0
+    assert target.read_text() == written
+    monkeypatch.undo()
+    line = json.loads(output.read_text().splitlines()[0])
+    output.write_text(json.dumps({**line, "trials": line["trials"][:-5]}) + "\n")
+    damaged = run(*once, "--ratio", "0.5,0.3")
+    assert damaged.exit_code == 2
+    assert f"{output}: line 1 is a damaged record" in " ".join(damaged.stderr.split())
+
+
+def test_sigterm_is_ctrl_c_inside_a_run_and_itself_again_behind_it() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    traced = full_trace(weights=weights_fingerprint("tiny"), merge=True)
+    traced["model"] |= {"layers": N_LAYERS}
+    (tmp_path / "t.json").write_text(json.dumps(traced))
+    command = [sys.executable, "-m", "seats_cli", "calibrate", tmp_path / "t.json", tmp_path / "p.yaml"]
+    process = subprocess.Popen(
+        [*command, "--clips", "50", "--workers", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "TMPDIR": str(tmp_path / "tmp"),
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torch"),
+        },
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "tmp").glob("seats-trials-*/*.mp4")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_file_that_fails_is_told(

@@ -70,6 +70,8 @@ WRONG = [
     (["--vary", "merge=on,off", "--set", "merge=on"], "merge is both fixed and varied"),
     (["--preset", "nope"], "no preset 'nope'"),
     (["--set", "tau=0"], "tau=0: not accepted"),
+    (["--schedule", "paper", "--set", "schedule=calibrated"], "--schedule paper and --set schedule=calib"),
+    (["--foo\x1b[31m"], r"--foo\x1b[31m"),
     (["--against", "fixed"], "--against fixed is not among the methods"),
     (["--json", "--csv"], "choose one"),
     (["--seconds", "8.3"], "--seconds: 8.3 is no multiple of 0.5"),
@@ -205,11 +207,19 @@ def test_what_the_file_has_is_not_run_again(
     record = json.loads(lines[0])
     assert {"key", "id", "clip", "answer", "correct", "retention", "prefill_s", "error"} <= set(record)
 
-    monkeypatch.setattr(Session, "read", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(Session, "__init__", lambda *_, **__: pytest.fail("loaded again"))
     second = run(*once, "--csv")
     assert (second.exit_code, second.stdout) == (0, first.stdout)
     assert "has 8 of 8 answers already" in second.stderr
     assert out.read_text().splitlines() == lines
+
+    for damage in ({"retention": "high"}, {"tokens": None}, {"correct": None}, {"family": 3}):
+        out.write_text(
+            "\n".join([*lines[:1], json.dumps({**json.loads(lines[1]), **damage}), *lines[2:], ""])
+        )
+        told = run(*once, "--csv")
+        assert told.exit_code == 2, told.stderr
+        assert f"{out}: line 2 is a damaged record" in " ".join(told.stderr.split())
 
     monkeypatch.undo()
     out.write_text("\n".join([*lines[:3], lines[4][:50]]))
@@ -278,7 +288,8 @@ def test_files_that_fail_are_told_once_and_counted(
     assert done.exit_code == 1
     assert done.stderr.count("no such file") == 1
     assert done.stderr.count("broken.mp4") == 1
-    assert "seats at 0.3: 2 questions failed, in no number here" in done.stdout
+    assert done.stdout.count("2 questions failed, in no number here") == 1
+    assert "every row: 2 questions failed, in no number here" in done.stdout
     assert len(out.read_text().splitlines()) == 18
 
     again = run(*arguments)
@@ -360,9 +371,10 @@ def test_annotations_become_a_manifest(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_ended_in_the_middle_goes_on(tmp_path: Path, end: signal.Signals) -> None:
-    out = tmp_path / "out.jsonl"
+    out, place = tmp_path / "out.jsonl", tmp_path / "tmp"
+    place.mkdir()
     arguments = [
         "eval",
         "--clips",
@@ -378,7 +390,11 @@ def test_a_run_that_is_ended_in_the_middle_goes_on(tmp_path: Path, end: signal.S
         "--csv",
     ]
     process = subprocess.Popen(
-        [*SEATS, *arguments, "-o", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*SEATS, *arguments, "-o", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(place), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torch")},
     )
     deadline = time.monotonic() + 120
     while not (out.exists() and out.read_bytes().count(b"\n") >= 20) and time.monotonic() < deadline:
@@ -386,7 +402,9 @@ def test_a_run_that_is_ended_in_the_middle_goes_on(tmp_path: Path, end: signal.S
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(end)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == (130 if end == signal.SIGINT else -9)
+    assert process.returncode == (-9 if end == signal.SIGKILL else 130)
+    if end != signal.SIGKILL:
+        assert list(place.iterdir()) == []
     assert "Traceback" not in errors
     had = out.read_bytes().count(b"\n")
     assert 20 <= had < 80

@@ -1,6 +1,8 @@
 """What a person sees of a sweep: tables, notes, progress."""
 
 import io
+import json
+import re
 from typing import Any
 
 import pytest
@@ -145,3 +147,54 @@ def test_a_person_sees_bars_and_drawn_tables(monkeypatch: pytest.MonkeyPatch) ->
     terminal.report(table)
     assert "╭" in terminal.out.getvalue()
     assert "╭" not in terminal.err.getvalue()
+
+
+def test_on_a_narrow_screen_columns_move_to_a_second_table_and_no_number_folds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = summarise(
+        {
+            Setting("full", 1.0): [record(i, f"family-{i}", True) for i in range(12)],
+            Setting("divprune-om", 0.1): [record(i, f"family-{i}", bool(i % 2)) for i in range(12)],
+        }
+    )
+    terminal = terminal_on(watched=True)
+    for table in result_tables(rows, "title", []):
+        terminal.report(table)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.out.getvalue()).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    heads = [line for line in lines if "method" in line]
+    assert len(heads) > 2
+    assert all("ratio" in line for line in heads)
+    shown = {word for line in heads for word in line.split()}
+    assert {f"family-{i}" for i in range(12)} | {"accuracy", "compute", "n"} <= shown
+    assert sum("divprune-om" in line for line in lines) == len(heads)
+
+
+def test_names_of_families_cannot_disturb_a_terminal() -> None:
+    nasty = "a\u202eb\x1b[31mc\nd"
+    rows = summarise({Setting("full", 1.0): [record(0, nasty, True), record(1, "plain", True)]})
+    for watched in (True, False):
+        terminal = terminal_on(watched=watched)
+        for table in result_tables(rows, nasty, []):
+            terminal.report(table)
+        terminal.document({"family": nasty})
+        shown = terminal.out.getvalue()
+        assert "\u202e" not in shown
+        assert "[31m" in shown
+        assert "\x1b[31mc" not in shown
+    assert json.loads(shown[shown.index("{") :]) == {"family": nasty}
+
+
+def test_what_holds_for_several_rows_is_said_once() -> None:
+    error = {"kind": "media", "message": "broken", "hint": None}
+    settings = [Setting("seats", ratio) for ratio in (0.5, 0.4, 0.3, 0.2, 0.1)]
+    failed = {setting: [record(0, "text", False, error=error)] for setting in settings}
+    assert row_notes(summarise(failed)) == ["every row: 1 question failed, in no number here"]
+    some = {Setting("full", 1.0): [record(0, "text", True)], **failed}
+    (line,) = row_notes(summarise(some))
+    assert line == (
+        "seats at 0.5; seats at 0.4; seats at 0.3; 2 rows more: 1 question failed, in no number here"
+    )

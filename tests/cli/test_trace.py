@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lab.tracing import document
 from make_clips import pictures, tone, write_clip
 from seats_cli.cli import trace as command
 from seats_cli.lab import tracing
@@ -116,6 +117,37 @@ def test_what_is_wrong_is_told_at_once(
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split()).replace("Invalid value for ", "")
     assert result.stdout == ""
+
+
+DAMAGE: list[tuple[Any, str]] = [
+    (lambda d: d["removal"][2].pop("layer"), "removal, row 3: layer is missing"),
+    (lambda d: d["removal"][2].update(kind="smell"), "removal, row 3: kind is 'smell'"),
+    (lambda d: d["removal"][0].update(accuracy="high"), "removal, row 1: accuracy is 'high', not a number"),
+    (lambda d: d["removal"][0].pop("low"), "removal, row 1: low or high is missing"),
+    (lambda d: d.update(removal={}), "removal is no list"),
+    (lambda d: d.update(full=[]), "full: no object with keys"),
+    (lambda d: d.update(n_layers="many"), "n_layers is 'many'"),
+    (lambda d: d.update(measure="taste"), "measure is 'taste'"),
+    (lambda d: d["attention"][1].pop("text"), "attention, row 2: text is missing"),
+    (lambda d: d["model"].pop("hidden_size"), "model: hidden_size is missing"),
+    (lambda d: d.update(options=3), "options is no object"),
+    (lambda d: d["counts"].update(video=None), "counts: video is None, not a number"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), DAMAGE, ids=[words for _, words in DAMAGE])
+def test_a_damaged_trace_is_told_with_its_place(run: Run, spoil: Any, words: str, tmp_path: Path) -> None:
+    traced = document([0.1, 0.2, 0.5, 0.9, 0.9, 0.9])
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(traced))
+    assert run("trace", "--from", path).exit_code == 0
+    spoil(traced)
+    path.write_text(json.dumps(traced))
+    result = run("trace", "--from", path)
+    assert result.exit_code == 2
+    assert f"{path} is a damaged trace: {words}" in " ".join(result.stderr.split())
+    path.write_text(json.dumps(traced, indent=1)[:-30])
+    assert " line " in run("trace", "--from", path).stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--layers", "x"], ["none.jsonl"]])

@@ -132,6 +132,23 @@ def test_a_pipe_is_written_to_and_never_read(tmp_path: Path, warned: Warnings) -
         assert file.known == {}
 
 
+def test_a_run_says_what_it_is_in_its_first_record(tmp_path: Path, warned: Warnings) -> None:
+    path = tmp_path / "out.jsonl"
+    with RecordFile(path, warn=warned) as file:
+        file.note_run("k", {"model": {"name": "tiny"}})
+        file.append(line("a"))
+        file.append(line("b"))
+    first, second = (json.loads(text) for text in path.read_text(encoding="utf-8").splitlines())
+    assert first["run"] == {"key": "k", "model": {"name": "tiny"}}
+    assert second == line("b")
+    with RecordFile(path, warn=warned) as file:
+        assert file.known == {"a": line("a"), "b": line("b")}
+        assert file.runs == {"k": first["run"]}
+        file.note_run("k", {"model": {"name": "tiny"}})
+        file.append(line("c"))
+    assert json.loads(path.read_text(encoding="utf-8").splitlines()[2]) == line("c")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
 def test_two_runs_cannot_write_one_file(tmp_path: Path, warned: Warnings) -> None:
     path = tmp_path / "out.jsonl"

@@ -12,11 +12,13 @@ import torch
 from make_clips import tone, write_clip, write_picture
 from seats_cli.engine.decode import decode_step
 from seats_cli.errors import UsageError
+from seats_cli.lab import reading as readings
 from seats_cli.lab import trace
 from seats_cli.lab.manifest import Sample
+from seats_cli.lab.reading import Reading, read_with_answer
 from seats_cli.lab.records import Record
 from seats_cli.lab.sweep import ClipTask, Listener, keys_of, manifest_tasks, sweep
-from seats_cli.lab.trace import Reading, read_with_answer, trace_clip
+from seats_cli.lab.trace import trace_clip
 from seats_cli.lab.trace_document import curves_of_records, of_full, read_document
 from seats_cli.lab.trace_team import TracingAlone, TracingCrew, describe_trace
 from seats_cli.lab.tracing import ENTRIES, KEEPS, KINDS, Tracing, full_setting, with_fewer_questions
@@ -60,13 +62,13 @@ def reading(session: Session, clip: ReadClip, sample: Sample) -> Reading:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The answer's logits at each point, as the points are measured."""
     rows: list[torch.Tensor] = []
-    original = trace.answer_logits
+    original = readings.answer_logits
 
     def spy(reading: Reading, hidden: torch.Tensor) -> torch.Tensor:
         rows.append(original(reading, hidden))
         return rows[-1]
 
-    monkeypatch.setattr(trace, "answer_logits", spy)
+    monkeypatch.setattr(readings, "answer_logits", spy)
     return rows
 
 
@@ -134,14 +136,12 @@ def test_choice_equals_the_same_choice_from_the_start(
     session: Session, reading: Reading, seen: list[torch.Tensor]
 ) -> None:
     points = list(trace.choice(reading, replace(TRACING, layers=(1, 3, 6))))
-    assert len(points) == 2 * len(KINDS) * len(KEEPS)  # nothing comes after the last layer
+    assert len(points) == 2 * len(KEEPS)  # nothing comes after the last layer
     counts = reading.layout.counts
     n_text = counts[TEXT] - len(reading.target.fed)
     for (point, _), logits in zip(points, seen, strict=True):
-        part = [max(1, round(point["keep"] * counts[c])) for c in (VIDEO, AUDIO)]
-        keep = tuple(
-            part[code - 1] if code in CODES[point["kind"]] else counts[code] for code in (VIDEO, AUDIO)
-        )
+        assert point["kind"] == "both"
+        keep = tuple(max(1, round(point["keep"] * counts[code])) for code in (VIDEO, AUDIO))
         method = Cutting(point["after_layer"], (n_text, *keep), scored=True)  # type: ignore[arg-type]
         torch.testing.assert_close(logits, asked_from_the_start(session, reading, method), atol=1e-4, rtol=0)
 
@@ -270,7 +270,7 @@ def test_a_record_has_every_point_once(records: list[Record]) -> None:
         removed = [(row["kind"], row["layer"]) for row in record["removal"]]
         assert removed == [(kind, layer) for kind in KINDS for layer in range(1, 8)]
         chosen = {(row["kind"], row["after_layer"], row["keep"]) for row in record["choice"]}
-        assert chosen == {(k, layer, keep) for k in KINDS for layer in range(1, 6) for keep in KEEPS}
+        assert chosen == {("both", layer, keep) for layer in range(1, 6) for keep in KEEPS}
         assert len(record["choice"]) == len(chosen)
         entered = [(row["kind"], row["entry"]) for row in record["entry"]]
         assert entered == [(kind, share) for kind in KINDS[:2] for share in ENTRIES]
