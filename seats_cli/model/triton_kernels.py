@@ -1,7 +1,9 @@
 """Kernels for CUDA devices in Triton, launched by kernels.py, which has each one's reference in PyTorch.
 
 Every kernel reads its inputs once, computes in float32 and rounds once, to the type that it writes. Rows are
-contiguous unless a stride says otherwise. Importing this needs Triton, which PyTorch's CUDA builds bring.
+contiguous unless a stride says otherwise. Numbers that follow from a clip's or a prompt's length are not
+specialised on, or Triton would compile a kernel anew for some lengths. Importing this needs Triton, which
+PyTorch's CUDA builds bring.
 """
 
 import triton
@@ -52,7 +54,7 @@ def silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
     tl.store(out_ptr + row * width + col, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "period"])
 def rotate(
     qkv_ptr, cos_ptr, sin_ptr, kv_ptr, n_rows, period, row_stride,
     N_QUERY: tl.constexpr, N_KEY: tl.constexpr, N_HEADS: tl.constexpr, DIM: tl.constexpr,
@@ -89,7 +91,7 @@ def rotate(
         tl.store(at + half, new_high, mask=inside & turned)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "window"])
 def attention_lse(
     q_ptr, k_ptr, lse_ptr, n_rows, window, row_stride, scale,
     N_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK: tl.constexpr,
@@ -121,7 +123,7 @@ def attention_lse(
     tl.store(lse_ptr + head * n_rows + start + row, most + tl.log(total), mask=in_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "window"])
 def attention_received(
     q_ptr, k_ptr, lse_ptr, out_ptr, n_rows, window, row_stride, scale,
     N_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK: tl.constexpr,
@@ -196,7 +198,7 @@ def matvec(
     tl.store(out_ptr + row, out.to(out_ptr.dtype.element_ty), mask=in_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def append_token(
     qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, length_ptr, capacity,
     N_QUERY: tl.constexpr, N_KEY: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
@@ -229,7 +231,7 @@ def append_token(
         tl.store(to + half, new_high, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def attend_part(
     q_ptr, key_ptr, value_ptr, length_ptr, part_ptr, lse_ptr, capacity, scale,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens", "n_keep"])
 def _pick(distance_ptr, keep_ptr, n_tokens, n_keep, BLOCK: tl.constexpr):
     window = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
