@@ -40,10 +40,11 @@ class GraphDecoder:
     def step(self, token: torch.Tensor) -> torch.Tensor:
         """Logits (V,) float32 after one more token (1,) int64, valid until the next step. Does not wait."""
         self._token.copy_(token)
-        if self._graph is None:
-            self._capture()
-        else:
-            self._graph.replay()
+        with torch.cuda.device(self._adapter.device):
+            if self._graph is None:
+                self._capture()
+            else:
+                self._graph.replay()
         assert self._logits is not None
         return self._logits[0]
 
@@ -57,20 +58,24 @@ class GraphDecoder:
             return
         held = [keys.shape[1] for keys in self._keys] or [0] * len(needed)
         self._keys, self._values, self._graph = [], [], None  # given back before larger ones are taken
-        geometry, dtype = self._adapter.geometry, self._adapter.dtype
-        for n, before in zip(needed, held, strict=True):
-            capacity = max(before, -(-n // ROUNDING) * ROUNDING)
-            shape = (geometry.n_kv_heads, capacity, geometry.head_dim)
-            self._keys.append(torch.zeros(shape, dtype=dtype, device=self._adapter.device))
-            self._values.append(torch.zeros(shape, dtype=dtype, device=self._adapter.device))
+        capacities = [
+            max(before, -(-n // ROUNDING) * ROUNDING) for n, before in zip(needed, held, strict=True)
+        ]
+        made = [[self._buffer(capacity) for capacity in capacities] for _ in range(2)]
+        self._keys, self._values = made  # both or, where memory runs out, neither
+
+    def _buffer(self, capacity: int) -> torch.Tensor:
+        geometry, adapter = self._adapter.geometry, self._adapter
+        shape = (geometry.n_kv_heads, capacity, geometry.head_dim)
+        return torch.zeros(shape, dtype=adapter.dtype, device=adapter.device)
 
     def _capture(self) -> None:
         """Run the step once as it is, which also compiles its kernels, and record it for the next ones."""
-        stream = torch.cuda.Stream(self._adapter.device)
-        stream.wait_stream(torch.cuda.current_stream(self._adapter.device))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             logits = self._advance()
-        torch.cuda.current_stream(self._adapter.device).wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._logits = self._advance()

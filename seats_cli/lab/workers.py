@@ -89,6 +89,13 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
+def shared_gpu(devices: Sequence[str]) -> dict[str, bool]:
+    """Keywords of ModelOptions where several workers share a GPU: no fast paths, since each process would
+    compile its kernels and record its graphs first, which takes longer than most sweeps."""
+    on_gpu = [device for device in devices if device.startswith("cuda")]
+    return {"compile": False, "graphs": False} if len(set(on_gpu)) < len(on_gpu) else {}
+
+
 def _is_small(model: str) -> bool:
     from seats_cli.presets import resolve_model
 
@@ -136,7 +143,7 @@ class Crew:
     ) -> None:
         """`devices`: one a worker; `model`: the other keywords of ModelOptions."""
         on_cpu = all(device in ("auto", "cpu") for device in devices)
-        self._model = dict(model)
+        self._model = {**model, **shared_gpu(devices)}
         self._threads = 1 if on_cpu and len(devices) > 1 else None
         self._settings, self._asking = tuple(settings), asking
         self._warn, self._log = warn, log

@@ -139,7 +139,8 @@ def recorded_budgets(
     work. The same numbers, since windows without tokens have no say."""
     n_windows = len(shares.video)
     room = max(64, 1 << (n_windows - 1).bit_length())
-    return _recording(room, shares.video.device)(shares, tokens, total_video, total_audio)
+    with torch.cuda.device(shares.video.device):
+        return _recording(room, shares.video.device)(shares, tokens, total_video, total_audio)
 
 
 class _Recording:
@@ -149,11 +150,11 @@ class _Recording:
         self._shares = torch.full((2, room), 1.0 / room, device=device)
         self._counts = torch.ones((2, room), dtype=torch.int64, device=device)
         self._totals = torch.full((2,), room, dtype=torch.int64, device=device)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # once as it is, for what is set up on first use
             self._compute()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._budgets = self._compute()

@@ -36,5 +36,6 @@ def greedy_max_min(distances: torch.Tensor, n_keep: int) -> torch.Tensor:
     n_windows, n_tokens, _ = distances.shape
     keep = torch.empty(n_windows, n_keep, dtype=torch.int64, device=distances.device)
     block = max(16, 1 << (n_tokens - 1).bit_length())
-    _pick[(n_windows,)](distances.contiguous(), keep, n_tokens, n_keep, BLOCK=block, num_warps=4)
+    with torch.cuda.device(distances.device):
+        _pick[(n_windows,)](distances.contiguous(), keep, n_tokens, n_keep, BLOCK=block, num_warps=4)
     return keep

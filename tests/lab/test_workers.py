@@ -12,7 +12,7 @@ from seats_cli.errors import ModelError
 from seats_cli.lab import workers
 from seats_cli.lab.records import Record
 from seats_cli.lab.sweep import ClipTask, Listener
-from seats_cli.lab.workers import Crew, choose_workers
+from seats_cli.lab.workers import Crew, choose_workers, shared_gpu
 
 
 @pytest.mark.parametrize(
@@ -152,3 +152,9 @@ def test_workers_that_cannot_load_the_model_say_why(tmp_path: Path) -> None:
         crew(tmp_path, 2, told)
     assert told == []  # what all of them would meet is told once, as the error
     assert multiprocessing.active_children() == []
+
+
+def test_workers_that_share_a_gpu_do_without_fast_paths() -> None:
+    assert shared_gpu(["cuda:0", "cuda:0"]) == {"compile": False, "graphs": False}
+    assert shared_gpu(["cuda:0", "cuda:1"]) == {}
+    assert shared_gpu(["cpu", "cpu"]) == {}
