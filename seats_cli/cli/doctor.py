@@ -1,7 +1,6 @@
 """`seats doctor`: what is installed, what this machine has, and what is missing for what."""
 
 import importlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -102,11 +101,13 @@ def examine_python() -> Iterator[Finding]:
 
 def examine_packages() -> Iterator[Finding]:
     """Each package that seats needs: that it loads, its version, whether that is in the tested range."""
+    from importlib import metadata
+
     ranges = required_ranges()
     for package, module in PACKAGES.items():
         try:
             importlib.import_module(module)
-            version = importlib.metadata.version(package)
+            version = metadata.version(package)
         except Exception as error:  # a broken package can fail with anything
             yield Finding("versions", package, "broken", f"does not load: {error}")
             continue
@@ -119,11 +120,13 @@ def examine_packages() -> Iterator[Finding]:
 
 def required_ranges() -> dict[str, Any]:
     """The version ranges that seats states for its packages; empty where it runs from a bare source tree."""
+    from importlib import metadata
+
     from packaging.requirements import Requirement
 
     try:
-        stated = importlib.metadata.requires("seats-cli") or []
-    except importlib.metadata.PackageNotFoundError:
+        stated = metadata.requires("seats-cli") or []
+    except metadata.PackageNotFoundError:
         return {}
     requirements = [Requirement(line) for line in stated]
     return {r.name.lower(): r.specifier for r in requirements if r.marker is None}
