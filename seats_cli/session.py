@@ -173,6 +173,11 @@ class Session:
         """Whether the weights are made up (`load_format="dummy"`), so that answers mean nothing."""
         return self.adapter.random_weights
 
+    def release(self) -> None:
+        """Give back memory that is kept for speed from one question to the next: the decode buffers."""
+        if self.graph is not None:
+            self.graph.release()
+
     def read(
         self, media: str | Path, options: AskOptions | None = None, *, on_stage: OnStage | None = None
     ) -> ReadClip:

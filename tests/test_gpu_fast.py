@@ -85,9 +85,10 @@ def test_saliency(dtype: torch.dtype, n_rows: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_one_token_products(both: Callable[..., Any], dtype: torch.dtype) -> None:
-    x, weight, bias = _normal(1, 3584, dtype=dtype), _normal(1000, 3584, dtype=dtype), _normal(1000).to(dtype)
-    norm, residual = (_normal(3584, dtype=dtype), 1e-6), _normal(1, 1000, dtype=dtype)
+@pytest.mark.parametrize("n", [1, 4])
+def test_one_token_products(both: Callable[..., Any], dtype: torch.dtype, n: int) -> None:
+    x, weight, bias = _normal(n, 3584, dtype=dtype), _normal(1000, 3584, dtype=dtype), _normal(1000).to(dtype)
+    norm, residual = (_normal(3584, dtype=dtype), 1e-6), _normal(n, 1000, dtype=dtype)
     weight /= 60
     bound = 2 * _bound(dtype)
     assert _error(*both(lambda: kernels.matvec(x, weight, norm=norm, bias=bias))) < bound
@@ -96,11 +97,12 @@ def test_one_token_products(both: Callable[..., Any], dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("length", [0, 1, 63, 64, 1000, 2047])
-def test_one_token_attention(both: Callable[..., Any], dtype: torch.dtype, length: int) -> None:
-    held = [_normal(4, 2048, 128, dtype=dtype) for _ in range(2)]
-    qkv, cos, sin = _normal(1, 36 * 128, dtype=dtype), _halves(1, 64).to(dtype), _halves(1, 64).to(dtype)
-    at = torch.tensor(length, dtype=torch.int32, device="cuda")
+@pytest.mark.parametrize("lengths", [[0], [1], [63], [64], [1000], [2047], [5, 0, 2047], [700] * 8])
+def test_one_token_attention(both: Callable[..., Any], dtype: torch.dtype, lengths: list[int]) -> None:
+    n = len(lengths)
+    held = [_normal(n, 4, 2048, 128, dtype=dtype) for _ in range(2)]
+    qkv, cos, sin = _normal(n, 36 * 128, dtype=dtype), _halves(n, 64).to(dtype), _halves(n, 64).to(dtype)
+    at = torch.tensor(lengths, dtype=torch.int32, device="cuda")
 
     def run() -> list[torch.Tensor]:
         keys, values = (part.clone() for part in held)

@@ -103,7 +103,6 @@ def row_record(row: Row, full: Row | None, stock: Row | None = None) -> Document
     speedup = _ratio(_median_of(full, "select_prefill"), _median(times["select_prefill"]))
     limit = _ratio(base.flops, facts.flops) if base and facts else None
     per_token = _median(times["per_token"])
-    peaks = [run.peak_bytes for _, _, run in row.runs if run.peak_bytes is not None]
     return {
         "item": row.item,
         "engine": row.engine,
@@ -134,7 +133,7 @@ def row_record(row: Row, full: Row | None, stock: Row | None = None) -> Document
         if stock is None or row is stock or not row.runs
         else {name: _ratio(_median_of(stock, name), _median(times[name])) for name in COMPARED},
         "kv_bytes": facts.kv_bytes if facts else None,
-        "peak_bytes": max(peaks) if peaks else None,
+        "peak_bytes": row.peak_bytes,
         "samples": [
             {"repeat": number, "order": order, "peak_bytes": run.peak_bytes, **run.seconds}
             for number, order, run in row.runs

@@ -315,10 +315,11 @@ class Adapter(ABC):
         values: Sequence[torch.Tensor],
         lengths: torch.Tensor,
     ) -> torch.Tensor:
-        """All layers and the head on one token, (1, V) float32, without asking the device anything.
+        """All layers and the head on one token of each of B sequences, (B, V) float32, without asking the
+        device anything.
 
-        token: (1,) int64; position: (3, 1) int64; keys, values: a buffer (n_kv_heads, capacity, head_dim) a
-        layer, which get the token's at lengths (n_layers,) int32. Only where `decodes_in_graph`."""
+        token: (B,) int64; position: (3, B) int64; keys, values: a buffer (B, n_kv_heads, capacity, head_dim)
+        a layer, which get the tokens' at lengths (n_layers, B) int32. Only where `decodes_in_graph`."""
         raise ValueError(f"{self.name} does not decode in a graph")
 
     @abstractmethod

@@ -1,8 +1,8 @@
 """Qwen2.5-Omni's decoder layers with few passes over their activations; equal to transformers' by test.
 
 Two forms of one layer: `layer` on a prompt, where the matrix products are the work, and `decode` on one token
-against buffers whose fill only the device knows, where reading the weights is. The second contains no call
-that a CUDA graph could not record.
+of each sequence against buffers whose fill only the device knows, where reading the weights is. The second
+contains no call that a CUDA graph could not record.
 """
 
 from collections.abc import Sequence
@@ -68,9 +68,9 @@ class FusedText:
         values: torch.Tensor,
         length: torch.Tensor,
     ) -> torch.Tensor:
-        """Layer `index` on one token x (1, D), cos and sin (1, d): (1, D).
+        """Layer `index` on one token of each of B sequences, x (B, D), cos and sin (B, d): (B, D).
 
-        keys, values: (K, capacity, d), which get the token's at `length` () int32, left as it is.
+        keys, values: (B, K, capacity, d), which get the tokens' at `length` (B,) int32, left as it is.
         """
         weights = self._layers[index]
         qkv = matvec(x, weights.qkv, norm=(weights.norm1, self._eps), bias=weights.qkv_bias)

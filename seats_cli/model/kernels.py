@@ -15,7 +15,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SALIENCY_BLOCK = 64
-DECODE_SPLITS = 16  # stretches of the cache that a decoded token attends to at once, for each key head
+DECODE_SPLITS = (
+    16  # stretches of the cache that a decoded token attends to at once, for each key head of one sequence
+)
 DECODE_BLOCK = 64
 SHORT_ATTENTION = 4096  # tokens up to which the attention kernel that starts fastest is the fastest
 
@@ -223,7 +225,7 @@ def attention_received(qkv: torch.Tensor, n_heads: int, head_dim: int, window: i
     return received
 
 
-# ---- one token -----------------------------------------------------------------------------------
+# ---- one token a sequence ------------------------------------------------------------------------
 
 
 def matvec(
@@ -236,15 +238,20 @@ def matvec(
     gated: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """weight @ rms_norm(x) + bias + residual for one token: x (1, D), weight (N, D), to (1, N) in `dtype`.
+    """weight @ rms_norm(x) + bias + residual for each of B tokens: x (B, D), weight (N, D), to (B, N).
 
     norm: weight and epsilon of the norm before the product, or None. gated: the first half of the rows is a
-    gate and the second what it lets through, (1, N / 2): silu(gate) * up.
+    gate and the second what it lets through, (B, N / 2): silu(gate) * up. dtype: of the result, x's unless
+    given. One token is bound by reading the weights, which the kernel does faster than a library's product;
+    several share that reading, and the library's is as good.
     """
     dtype = dtype or x.dtype
-    if not is_fused(x):
+    if len(x) > 1 or not is_fused(x):
         normed = x if norm is None else rms_norm(x, *norm)
-        out = functional.linear(normed, weight, bias)
+        if normed.is_cuda and dtype == torch.float32 != x.dtype and bias is None and not gated:
+            out = torch.mm(normed, weight.t(), out_dtype=dtype)  # not rounded on the way
+        else:
+            out = functional.linear(normed, weight, bias)
         out = silu_mul(out) if gated else out
         return (out if residual is None else residual + out).to(dtype)
     width = x.shape[1]
@@ -269,37 +276,38 @@ def decode_attention(
     length: torch.Tensor,
     n_heads: int,
 ) -> torch.Tensor:
-    """One new token's attention over a cache whose length only the device knows: (1, H d).
+    """Attention of one new token of each of B sequences, whose lengths only the device knows: (B, H d).
 
-    qkv: (1, (H + 2 K) d), overwritten; cos, sin: (1, d); keys, values: (K, capacity, d), which get the new
-    token's at `length` () int32. `length` itself is left as it is.
+    qkv: (B, (H + 2 K) d), overwritten; cos, sin: (B, d); keys, values: (B, K, capacity, d), which get the new
+    tokens' at `length` (B,) int32. `length` itself is left as it is.
     """
-    n_kv_heads, capacity, head_dim = keys.shape
+    batch, n_kv_heads, capacity, head_dim = keys.shape
     group = n_heads // n_kv_heads
     if not is_fused(qkv):
         query, key, value = rotate_and_split(qkv, cos, sin, n_heads, n_kv_heads, head_dim)
-        at = length.long().view(1)
-        keys.index_copy_(1, at, key)
-        values.index_copy_(1, at, value)
-        mask = torch.arange(capacity, device=qkv.device)[None, None, None] <= at
+        rows = torch.arange(batch, device=qkv.device)
+        keys[rows, :, length.long()] = key.transpose(0, 1)
+        values[rows, :, length.long()] = value.transpose(0, 1)
+        seen = torch.arange(capacity, device=qkv.device) <= length[:, None]
         out = functional.scaled_dot_product_attention(
-            query[None], keys[None], values[None], attn_mask=mask, enable_gqa=True
+            query.transpose(0, 1)[:, :, None], keys, values, attn_mask=seen[:, None, None], enable_gqa=True
         )
-        return out.reshape(1, n_heads * head_dim)
+        return out.reshape(batch, n_heads * head_dim)
     kernels, pad = _kernels(), _power(head_dim, 16)
     launch(
-        kernels.append_token, (n_heads + 2 * n_kv_heads,), 
+        kernels.append_token, (n_heads + 2 * n_kv_heads, batch),
         qkv, cos, sin, keys, values, length, capacity, N_QUERY=n_heads, N_KEY=n_kv_heads, DIM=head_dim,
         HALF=_power(head_dim // 2), num_warps=1,
     )  # fmt: skip
-    part = torch.empty(n_heads, DECODE_SPLITS, head_dim, dtype=torch.float32, device=qkv.device)
-    lse = torch.empty(n_heads, DECODE_SPLITS, dtype=torch.float32, device=qkv.device)
+    splits = DECODE_SPLITS if batch < 4 else DECODE_SPLITS // 4  # several sequences fill the device sooner
+    part = torch.empty(batch, n_heads, splits, head_dim, dtype=torch.float32, device=qkv.device)
+    lse = torch.empty(batch, n_heads, splits, dtype=torch.float32, device=qkv.device)
     launch(
-        kernels.attend_part, (n_kv_heads, DECODE_SPLITS), 
-        qkv, keys, values, length, part, lse, capacity, head_dim**-0.5, GROUP=group,
-        GROUP_PAD=_power(group, 16), DIM=head_dim, DIM_PAD=pad, SPLITS=DECODE_SPLITS, BLOCK=DECODE_BLOCK,
+        kernels.attend_part, (n_kv_heads, splits, batch),
+        qkv, keys, values, length, part, lse, capacity, head_dim**-0.5, N_QUERY=n_heads, N_KEY=n_kv_heads,
+        GROUP_PAD=_power(group, 16), DIM=head_dim, DIM_PAD=pad, SPLITS=splits, BLOCK=DECODE_BLOCK,
         num_warps=4,
     )  # fmt: skip
-    out = torch.empty(1, n_heads * head_dim, dtype=qkv.dtype, device=qkv.device)
-    launch(kernels.attend_join, (n_heads,), part, lse, out, DIM=head_dim, DIM_PAD=pad, SPLITS=DECODE_SPLITS)
+    out = torch.empty(batch, n_heads * head_dim, dtype=qkv.dtype, device=qkv.device)
+    launch(kernels.attend_join, (batch * n_heads,), part, lse, out, DIM=head_dim, DIM_PAD=pad, SPLITS=splits)
     return out

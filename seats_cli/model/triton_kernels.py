@@ -203,8 +203,14 @@ def append_token(
     qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, length_ptr, capacity,
     N_QUERY: tl.constexpr, N_KEY: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """One new token: rotate its queries in place, write its key and value into the cache at `length`."""
+    """One new token a sequence: rotate its queries in place, put its key and value at `length` of the cache."""
     head = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    qkv_ptr += row * (N_QUERY + 2 * N_KEY) * DIM
+    cos_ptr += row * DIM
+    sin_ptr += row * DIM
+    key_ptr += row * N_KEY * capacity * DIM
+    value_ptr += row * N_KEY * capacity * DIM
     col = tl.arange(0, HALF)
     half = DIM // 2
     inside = col < half
@@ -217,7 +223,7 @@ def append_token(
     sin = tl.where(turned, sin, 0.0)
     new_low = (low * cos - high * sin).to(qkv_ptr.dtype.element_ty)
     new_high = (high * cos + low * sin).to(qkv_ptr.dtype.element_ty)
-    length = tl.load(length_ptr).to(tl.int64)
+    length = tl.load(length_ptr + row).to(tl.int64)
     if head < N_QUERY:
         tl.store(qkv_ptr + head * DIM + col, new_low, mask=inside)
         tl.store(qkv_ptr + head * DIM + half + col, new_high, mask=inside)
@@ -234,13 +240,21 @@ def append_token(
 @triton.jit(do_not_specialize=["capacity"])
 def attend_part(
     q_ptr, key_ptr, value_ptr, length_ptr, part_ptr, lse_ptr, capacity, scale,
-    GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    N_QUERY: tl.constexpr, N_KEY: tl.constexpr, GROUP_PAD: tl.constexpr, DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One key head's queries over one of SPLITS stretches of the cache (the new token's slot is filled)."""
+    """One key head's queries over one of SPLITS stretches of a sequence's cache (the new token's slot is
+    filled)."""
     key_head = tl.program_id(0)
     split = tl.program_id(1)
-    length = tl.load(length_ptr) + 1
+    row = tl.program_id(2).to(tl.int64)
+    q_ptr += row * (N_QUERY + 2 * N_KEY) * DIM
+    key_ptr += row * N_KEY * capacity * DIM
+    value_ptr += row * N_KEY * capacity * DIM
+    part_ptr += row * N_QUERY * SPLITS * DIM
+    lse_ptr += row * N_QUERY * SPLITS
+    GROUP: tl.constexpr = N_QUERY // N_KEY
+    length = tl.load(length_ptr + row) + 1
     span = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
     begin = split * span
     end = tl.minimum(begin + span, length)
@@ -282,7 +296,7 @@ def attend_part(
 
 @triton.jit
 def attend_join(part_ptr, lse_ptr, out_ptr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr):
-    """One head's stretches, weighted by how much of the softmax each holds."""
+    """One head of one sequence: its stretches, weighted by how much of the softmax each holds."""
     head = tl.program_id(0)
     split = tl.arange(0, SPLITS)
     dim = tl.arange(0, DIM_PAD)

@@ -104,23 +104,29 @@ def test_a_layer_leaves_its_input_as_it_was(fused: Adapter) -> None:
 
 
 def test_tokens_decoded_into_fixed_buffers(reference: Adapter, fused: Adapter) -> None:
-    """Layers of different lengths, three tokens: what a CUDA graph records, run as it is."""
-    _, cache = _through(reference, 21)
-    for index in range(0, reference.n_layers, 2):
-        cache.trim(index, torch.arange(0, 21, 3))
-    lengths = torch.tensor(cache.lengths, dtype=torch.int32)
+    """Three sequences at once, of which each layer holds another number of tokens: what a graph records."""
+    caches = []
+    for n_tokens, stride in ((21, 3), (12, 2), (5, 1)):
+        _, cache = _through(reference, n_tokens)
+        for index in range(0, reference.n_layers, 2):
+            cache.trim(index, torch.arange(0, n_tokens, stride))
+        caches.append(cache)
+    lengths = torch.tensor([cache.lengths for cache in caches], dtype=torch.int32).T.contiguous()
     geometry, buffers = fused.geometry, []
     for part in (0, 1):
         whole = []
-        for index, length in enumerate(cache.lengths):
-            buffer = torch.full((geometry.n_kv_heads, 32, geometry.head_dim), 9.0)
-            buffer[:, :length] = cache.keys_values(index)[part][0]
+        for index in range(reference.n_layers):
+            buffer = torch.full((3, geometry.n_kv_heads, 32, geometry.head_dim), 9.0)
+            for row, cache in enumerate(caches):
+                buffer[row, :, : cache.lengths[index]] = cache.keys_values(index)[part][0]
             whole.append(buffer)
         buffers.append(whole)
-    for step, token in enumerate((5, 7, 5)):
-        position = torch.full((3, 1), 40 + step)
-        ours = fused.decode_token(torch.tensor([token]), position, buffers[0], buffers[1], lengths)
-        _close(ours[0], decode_step(reference, token, 40 + step, cache))
+    for step, tokens in enumerate(((5, 7, 9), (7, 7, 7), (5, 9, 11))):
+        starts = (40 + step, 30 + step, 20 + step)
+        position = torch.tensor(starts).expand(3, 3)
+        ours = fused.decode_token(torch.tensor(tokens), position, buffers[0], buffers[1], lengths)
+        for row, cache in enumerate(caches):
+            _close(ours[row], decode_step(reference, tokens[row], starts[row], cache))
         lengths += 1
 
 
