@@ -203,7 +203,7 @@ def append_token(
     qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, length_ptr, capacity,
     N_QUERY: tl.constexpr, N_KEY: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """One new token a sequence: rotate its queries in place, put its key and value at `length` of the cache."""
+    """One new token a sequence: rotate its queries in place, put key and value at `length` of its cache."""
     head = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     qkv_ptr += row * (N_QUERY + 2 * N_KEY) * DIM
