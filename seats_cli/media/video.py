@@ -208,10 +208,12 @@ class FrameReader:
         if self._rgb is not None and self._rgb[0] == target:
             return self._rgb[1]
         self._seek_if_it_wins(row)
+        damaged = self.damaged_packets
         ticks = self._decode_to(target)
         landed, self._landed = self._landed, None
         if ticks != target and landed is not None and (landed > 0 or not self.index.from_start):
             # Right after a keyframe, references can lack (intra refresh): once more from one further back.
+            self.damaged_packets = damaged  # those since then come again
             self._seek_to_key(landed - 1)
             self._decode_to(target)
             self._landed = None
