@@ -86,7 +86,7 @@ def why_not(gpu: int) -> str | None:
     except av.error.PermissionError:  # what FFmpeg makes of a libcuda that it cannot load
         return "there is no NVIDIA driver"
     except av.FFmpegError as error:
-        return f"CUDA device {gpu} does not open: {error.strerror}"
+        return f"CUDA device {gpu} does not open ({error.strerror}): it may be absent, hidden or full"
     library = "nvcuvid.dll" if sys.platform == "win32" else "libnvcuvid.so.1"
     try:
         ctypes.CDLL(library)

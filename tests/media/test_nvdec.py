@@ -264,7 +264,10 @@ class Opening:
     [
         (NotImplementedError("no config"), "PyAV's FFmpeg is built without CUDA"),
         (av.error.PermissionError(1, "Operation not permitted"), "there is no NVIDIA driver"),
-        (av.error.ExternalError(542398533, "Generic error"), "CUDA device 2 does not open: Generic error"),
+        (
+            av.error.ExternalError(542398533, "Generic error"),
+            "CUDA device 2 does not open (Generic error): it may be absent, hidden or full",
+        ),
     ],
 )
 def test_why_a_device_does_not_open(monkeypatch, error, words):
