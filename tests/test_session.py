@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -399,6 +400,15 @@ def test_a_gpu_that_cannot_decode_is_told_once_a_session(
     assert reports[0].options["hwaccel"] == "cuda"
     sound = session.ask(files["audio"], QUESTION, SHORT).report
     assert sound.media["video_decoder"] == ""
+
+
+@pytest.mark.parametrize(("hwaccel", "gpu"), [("none", None), ("auto", 1), ("cuda", 1)])
+def test_the_models_own_gpu_decodes(monkeypatch: pytest.MonkeyPatch, hwaccel: str, gpu: int | None) -> None:
+    model = SimpleNamespace(device=torch.device("cuda", 1), name="a model", parameter_count=1)
+    monkeypatch.setattr(session_module, "load_model", lambda *_, **__: model)
+    monkeypatch.setattr("seats_cli.media.nvdec.why_not", lambda gpu: None)
+    options = ModelOptions(graphs=False, hwaccel=hwaccel)
+    assert Session(options, warn=pytest.fail).video_decoding.gpu == gpu
 
 
 def test_clips_are_decoded_where_the_session_says(
