@@ -25,7 +25,7 @@ from seats_cli.measure import report as reporting
 from seats_cli.measure.clock import Stopwatch, peak_memory, reset_peak_memory
 from seats_cli.measure.compute import kv_bytes, prefill_flops
 from seats_cli.measure.report import Report
-from seats_cli.media import Clip, Sampling, open_clip
+from seats_cli.media import Clip, Sampling, check_hwaccel, choose_decoding, open_clip
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.load import load_model
 from seats_cli.model.preprocess import PixelCaps
@@ -44,6 +44,8 @@ class ModelOptions:
 
     compile: run the fast paths (`Adapter.fuse`) where they can run, else transformers' own modules
     graphs:  decode with a CUDA graph where the fast paths run on a GPU
+    hwaccel: where video is decoded, which changes no frame: "none" the CPU; "cuda" the decoder of an NVIDIA
+        GPU, the model's or the first, with a warning where it cannot; "auto" the model's GPU where it can
     """
 
     model: str = EMBEDDED_MODEL
@@ -54,6 +56,7 @@ class ModelOptions:
     offline: bool = False
     compile: bool = True
     graphs: bool = True
+    hwaccel: str = "none"
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class Session:
         should know before a long run (the token counts; to `log` by default), `warn` every fallback and loss.
         """
         self.options = options or ModelOptions()
+        check_hwaccel(self.options.hwaccel)
         self._log = log or (lambda _: None)
         self._note = note or self._log
         self._warn = warn or (lambda _: None)
@@ -158,6 +162,12 @@ class Session:
         else:
             reason = "a graph needs CUDA and the fast paths" if self.options.graphs else "asked for"
             self._log(f"decoding: layer by layer ({reason})")
+        device = self.adapter.device
+        self.video_decoding = choose_decoding(
+            self.options.hwaccel, device.index if device.type == "cuda" else None
+        )
+        if self.options.hwaccel == "cuda" and self.video_decoding.gpu is None:
+            self._warn(f"--hwaccel cuda: video is decoded on the CPU: {self.video_decoding.reason}")
         self.load_seconds = clock.seconds["load"]
         self._log(
             f"{self.adapter.name}: {self.adapter.parameter_count:,} parameters in {self.load_seconds:.1f} s"
@@ -202,6 +212,7 @@ class Session:
                     },
                     saliency_positions=preset.windows.audio_saliency_positions,
                 )  # fmt: skip
+                self._say_decoder(clip)
             return ReadClip(media, mtime, clip, shape, encoded, sampling, preset.windows, preset.caps)
 
     def ask(
@@ -276,6 +287,7 @@ class Session:
                 adapter, method, plan, source, prompt, shape, clock=clock, on_stage=on_stage,
                 saliency_positions=setup.preset.windows.audio_saliency_positions,
             )  # fmt: skip
+            self._say_decoder(clip)
         with clock.stage("prefill"):
             cache = LayerCache(adapter.n_layers, room=min(options.max_new_tokens, CACHE_ROOM))
             read = prefill(
@@ -311,7 +323,7 @@ class Session:
     ) -> Iterator[tuple[Clip, float, MediaShape]]:
         on_stage("probe", 0, 0)
         with clock.stage("probe"):
-            clip = open_clip(media, sampling, warn=self._warn)
+            clip = open_clip(media, sampling, warn=self._warn, decoding=self.video_decoding)
             mtime = Path(media).stat().st_mtime
         with clip:
             shape = media_shape(self.adapter, clip, preset)
@@ -362,6 +374,10 @@ class Session:
             f"{layout.n_video} video and {layout.n_audio} audio tokens{entering}; {image}"
             f"{layout.n_text - n_image} of text; expected retention {plan.expected_retention:.3f}"
         )
+
+    def _say_decoder(self, clip: Clip) -> None:
+        if clip.decoder_used:
+            self._log(clip.decoder_used)
 
     def _report(
         self,
@@ -462,6 +478,7 @@ def media_record(media: str | Path, clip: Clip, mtime: float) -> dict[str, Any]:
         "sample_fps": clip.sample_fps,
         "samples": clip.n_samples,
         "video_used": clip.video_used,
+        "video_decoder": clip.video_decoder,
         "audio_used": clip.audio_used,
         "readable_fraction": clip.readable_fraction,
         "frames_replaced": clip.frames_replaced,

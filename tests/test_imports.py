@@ -30,7 +30,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 # Modules that are open to all (the package itself has only __version__); none of them imports torch.
-OPEN = ("seats_cli", "seats_cli.errors", "seats_cli.presets", "seats_cli.selection.options")
+OPEN = (
+    "seats_cli",
+    "seats_cli.errors",
+    "seats_cli.presets",
+    "seats_cli.selection.options",
+    "seats_cli.media.nvdec",
+)
 
 # Third-party packages, room by room, for the rooms that are held to few. Standard library aside.
 THIRD_PARTY: dict[str, set[str]] = {

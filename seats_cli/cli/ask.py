@@ -83,6 +83,7 @@ def ask(
     system: opt.SystemOption = None,
     fps: opt.FpsOption = 2.0,
     max_frames: opt.MaxFramesOption = 768,
+    hwaccel: opt.HwaccelOption = "none",
     start: opt.StartOption = None,
     end: opt.EndOption = None,
     as_json: opt.JsonOption = False,
@@ -118,6 +119,7 @@ def ask(
             "offline": offline,
             "compile": compile,
             "graphs": graphs,
+            "hwaccel": hwaccel,
         },
         asked={
             "ratio": ratio,

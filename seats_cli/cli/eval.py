@@ -81,6 +81,7 @@ def evaluate(
     max_new_tokens: opt.MaxNewTokensOption = 32,
     fps: opt.FpsOption = 2.0,
     max_frames: opt.MaxFramesOption = 768,
+    hwaccel: opt.HwaccelOption = "none",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -173,6 +174,7 @@ def evaluate(
             "dtype": dtype,
             "load_format": load_format,
             "offline": offline,
+            "hwaccel": hwaccel,
         },
         workers=workers,
         output=output,

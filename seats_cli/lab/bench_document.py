@@ -63,6 +63,7 @@ def item_record(item: Item, session: Session) -> Document:
     """One input: what it is, its tokens, and what the encoders' arithmetic on it comes to."""
     source, adapter = item.source, session.adapter
     record: Document = {"name": item.name, "seconds": None, "frames": None, "seed": None, "tokens": None}
+    record["video_decoder"] = item.video_decoder
     if isinstance(source, ClipSpec):
         record |= {"seconds": source.seconds, "frames": source.n_frames, "seed": source.seed}
     seen = item.seen

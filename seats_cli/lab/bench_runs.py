@@ -130,7 +130,7 @@ def _pipeline(
     """Facts, tokens, and seconds to the first token and to the end."""
     adapter = session.adapter
     setup = setup_of(session, setting)
-    with item.opened(adapter, setup.preset) as (source, shape):
+    with item.opened(adapter, setup.preset, session.video_decoding) as (source, shape):
         prompt = item.prompt(adapter, shape)
         plan, given = _select(adapter, setup, setting, source, prompt, shape, clock)
     with clock.stage("prefill"), span:
@@ -206,7 +206,7 @@ def facts_of(adapter: Adapter, plan: Plan, prompt: Prompt, read: Prefilled, n_to
 def count_flops(session: Session, item: Item, setting: Setting) -> tuple[int, int]:
     """Multiply-adds of the row's prefill: (as PyTorch counts what runs, as `Facts.flops` says)."""
     adapter, setup = session.adapter, setup_of(session, setting)
-    with item.opened(adapter, setup.preset) as (source, shape):
+    with item.opened(adapter, setup.preset, session.video_decoding) as (source, shape):
         prompt = item.prompt(adapter, shape)
         clock = Stopwatch(adapter.device)
         plan, given = _select(adapter, setup, setting, source, prompt, shape, clock)
@@ -224,7 +224,7 @@ class StockItem:
 
     def __init__(self, session: Session, item: Item, setting: Setting) -> None:
         adapter, setup = session.adapter, setup_of(session, setting)
-        with item.opened(adapter, setup.preset) as (source, shape):
+        with item.opened(adapter, setup.preset, session.video_decoding) as (source, shape):
             self.prompt = item.prompt(adapter, shape)
             self._device = adapter.device
             self._run = StockRun(adapter, self.prompt, shape, **_tensors(adapter, source, shape))

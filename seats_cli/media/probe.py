@@ -49,6 +49,7 @@ class Track:
     height: int = 0
     rotation: int = 0
     average_fps: float = 0.0
+    pixel_format: str = ""  # of the decoded frames, FFmpeg's name
     rate: int = 0
     channels: int = 0
 
@@ -99,16 +100,18 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
-def open_container(path: Path, only: int | None = None) -> Any:
+def open_container(path: Path, only: int | None = None, hwaccel: Any = None) -> Any:
     """An open PyAV input container of the local file, which the caller closes. Raises `av.FFmpegError`.
 
-    With `only`, the demuxer skips every other stream. The file protocol is forced and no other allowed, so
-    that neither a name with a colon nor an address inside a file reaches the network.
+    With `only`, the demuxer skips every other stream; with `hwaccel`, a PyAV HWAccel, what can decode there
+    does. The file protocol is forced and no other allowed, so that neither a name with a colon nor an address
+    inside a file reaches the network.
     """
     container = av.open(
         "file:" + os.path.abspath(path),
         options={"protocol_whitelist": "file", "pattern_type": "none"},
         metadata_errors="replace",
+        hwaccel=hwaccel,
     )
     discard = getattr(
         av.stream, "Discard", None
@@ -241,7 +244,14 @@ def _try_track(
     rate = (stream.average_rate if stream.start_time is not None else 0) or stream.guessed_rate or 0
     # Only quarter turns are applied; a phone writes nothing else.
     rotation = 90 * round(frame.rotation / 90) % 360
-    return Track(**common, width=frame.width, height=frame.height, rotation=rotation, average_fps=float(rate))
+    return Track(
+        **common,
+        width=frame.width,
+        height=frame.height,
+        rotation=rotation,
+        average_fps=float(rate),
+        pixel_format=frame.format.name,
+    )
 
 
 def _first_frame(file: Path, index: int) -> tuple[Any, str]:

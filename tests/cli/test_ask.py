@@ -35,6 +35,7 @@ def test_every_option_reaches_the_session(run: Run, script: Script, clip: Path) 
 
     result = run(
         *("ask", clip, "why?", "-m", "omni-7b", "--device", "cuda:1", "--dtype", "bfloat16", "--offline"),
+        *("--hwaccel", "cuda"),
         *(
             "--load-format",
             "dummy",
@@ -75,8 +76,11 @@ def test_every_option_reaches_the_session(run: Run, script: Script, clip: Path) 
     assert result.exit_code == 0, result.stderr
     assert "random weights" in result.stderr
     assert script.opened == [
-        ModelOptions(model="omni-7b", device="cuda:1", dtype="bfloat16", load_format="dummy", offline=True)
-    ]
+        ModelOptions(
+            model="omni-7b", device="cuda:1", dtype="bfloat16", load_format="dummy", offline=True,
+            hwaccel="cuda",
+        )
+    ]  # fmt: skip
     assert script.last == AskOptions(
         ratio=0.2, method="random", preset="paper", settings={"tau": "0.2", "merge": "on"}, max_new_tokens=7,
         temperature=0.5, top_p=0.9, seed=3, system="Be brief.", fps=1.0, max_frames=64, start_s=62.0,
@@ -98,6 +102,7 @@ def test_every_option_reaches_the_session(run: Run, script: Script, clip: Path) 
         (["--max-new-tokens", "2.5"], "'2.5' is not a number; accepted: a whole number"),
         (["--method", "best"], "seats, full, random, fixed"),
         (["--device", "gpu"], "'gpu' is not one of auto, cpu"),
+        (["--hwaccel", "vaapi"], "'vaapi' is not one of none, auto, cuda"),
         (["--dtype", "int8"], "'int8' is not one of auto, float32, bfloat16, float16"),
         (["--load-format", "gguf"], "'gguf' is not one of auto, dummy"),
         (["--start", "1:75"], "'1:75' is not a time"),
@@ -199,6 +204,13 @@ def test_method_names_are_those_of_the_table() -> None:
     from seats_cli.selection.methods import METHODS
 
     assert set(METHOD_NAMES) == set(METHODS)
+
+
+def test_the_ways_to_decode_are_those_of_the_media_room() -> None:
+    from seats_cli.cli.options import HWACCELS
+    from seats_cli.media.nvdec import CHOICES
+
+    assert HWACCELS == CHOICES
 
 
 @pytest.mark.parametrize(
