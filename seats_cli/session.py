@@ -102,6 +102,7 @@ class ReadClip:
     media, mtime, clip: the file as named, its time of change, and what was used of it (closed by now)
     shape, encoded:     its tokens: how many, and every one of them
     sampling, windows, caps: what all its questions must agree on
+    seconds:            what reading it took, by stage
     """
 
     media: str | Path
@@ -112,6 +113,7 @@ class ReadClip:
     sampling: Sampling
     windows: StageOneWindows
     caps: TokenCaps
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -189,19 +191,25 @@ class Session:
             self.graph.release()
 
     def read(
-        self, media: str | Path, options: AskOptions | None = None, *, on_stage: OnStage | None = None
+        self,
+        media: str | Path,
+        options: AskOptions | None = None,
+        *,
+        on_stage: OnStage | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> ReadClip:
         """Open, decode and encode a file once; `ask` takes the result in the file's place.
 
         Only what `options` say about the clip and the preset matters here. Holds every embedding in memory.
-        Raises as `ask` does.
+        May run in a thread of its own while another clip is answered. `warn`: who is told of this file's
+        losses, instead of the session's own. Raises as `ask` does.
         """
         options = options or AskOptions()
-        told = on_stage or (lambda *_: None)
+        told, warn = on_stage or (lambda *_: None), warn or self._warn
         with torch.inference_mode(), explained_memory():
             preset, sampling = self.setup(options).preset, options.sampling
             clock = Stopwatch(self.adapter.device, wait=not self.adapter.on_one_device)
-            with self._opened(media, sampling, preset, clock, told) as (clip, mtime, shape):
+            with self._opened(media, sampling, preset, clock, told, warn) as (clip, mtime, shape):
                 for line in (clip.video_used, clip.audio_used):
                     self._log(line)
                 encoded = encode_all(
@@ -213,7 +221,9 @@ class Session:
                     saliency_positions=preset.windows.audio_saliency_positions,
                 )  # fmt: skip
                 self._say_decoder(clip)
-            return ReadClip(media, mtime, clip, shape, encoded, sampling, preset.windows, preset.caps)
+            return ReadClip(
+                media, mtime, clip, shape, encoded, sampling, preset.windows, preset.caps, clock.seconds
+            )
 
     def ask(
         self,
@@ -230,24 +240,8 @@ class Session:
         Raises UsageError, MediaError, PlanError, or DeviceError when memory runs out; the session can go on
         after each.
         """
-        options = options or AskOptions()
-        decoding, told = options.decoding, on_stage or (lambda *_: None)
-        with torch.inference_mode(), explained_memory():
-            run = self._prefill(media, question, options, told)
-            with run.clock.stage("generate"):
-                generation = Generation(
-                    self.adapter,
-                    run.read,
-                    run.prompt.next_position,
-                    decoding,
-                    clock=run.clock,
-                    graph=self.graph,
-                )
-                for piece in generation:
-                    if on_text is not None:
-                        on_text(piece)
-                    told("generate", len(generation.token_ids), options.max_new_tokens)
-            return Answer(generation.text, self._report(media, question, options, run, generation))
+        run = self.prefill(media, question, options, on_stage=on_stage)
+        return self.generate(run, on_text=on_text, on_stage=on_stage)
 
     def log_likelihood(
         self,
@@ -258,22 +252,44 @@ class Session:
     ) -> float:
         """How likely a given answer is: the mean over its tokens, its end included, of the natural logarithm
         of each one's probability given those before it. Raises as `ask` does."""
-        options = options or AskOptions()
+        run = self.prefill(media, question, options)
         with torch.inference_mode(), explained_memory():
-            run = self._prefill(media, question, options, lambda *_: None)
             ids = self.adapter.tokenizer.encode(answer, add_special_tokens=False)
             return answer_log_likelihood(self.adapter, run.read, run.prompt.next_position, ids)
 
-    def _prefill(
-        self, media: str | Path | ReadClip, question: str, options: AskOptions, on_stage: OnStage
+    def prefill(
+        self,
+        media: str | Path | ReadClip,
+        question: str,
+        options: AskOptions | None = None,
+        *,
+        on_stage: OnStage | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> "Run":
-        """Everything up to the first token's logits."""
+        """The first half of `ask`: everything up to the first token's logits.
+
+        The second half is `generate`, or whatever else decodes from `Run.read`, many at once perhaps, and has
+        `answer` make the result. `warn` as in `read`. Raises as `ask` does.
+        """
+        options = options or AskOptions()
+        options.decoding  # noqa: B018 - impossible values are an error before anything runs
+        with torch.inference_mode(), explained_memory():
+            return self._prefill(media, question, options, on_stage or (lambda *_: None), warn or self._warn)
+
+    def _prefill(
+        self,
+        media: str | Path | ReadClip,
+        question: str,
+        options: AskOptions,
+        on_stage: OnStage,
+        warn: Callable[[str], None],
+    ) -> "Run":
         adapter = self.adapter
         clock = Stopwatch(adapter.device, wait=not adapter.on_one_device)
         reset_peak_memory(adapter.device)
         setup, method = self.setup(options), options.method
         method = method if isinstance(method, Method) else find_method(method)
-        with self._source(media, options.sampling, setup.preset, clock, on_stage) as (
+        with self._source(media, options.sampling, setup.preset, clock, on_stage, warn) as (
             clip,
             mtime,
             shape,
@@ -281,8 +297,8 @@ class Session:
         ):
             prompt = adapter.prompt(question, shape, system=options.system)
             plan = method.plan(setup.preset, options.ratio, clip_counts(prompt, shape), setup.options)
-            self._check_context(prompt, plan, options.max_new_tokens)
-            self._say_plan(clip, prompt, plan, setup, options.settings)
+            self._check_context(prompt, plan, options.max_new_tokens, warn)
+            self._say_plan(clip, prompt, plan, setup, options.settings, warn)
             given = encode(
                 adapter, method, plan, source, prompt, shape, clock=clock, on_stage=on_stage,
                 saliency_positions=setup.preset.windows.audio_saliency_positions,
@@ -294,7 +310,37 @@ class Session:
                 adapter, method, plan, given.embeddings, given.layout,
                 cache=cache, on_layer=lambda done, total: on_stage("prefill", done, total),
             )  # fmt: skip
-        return Run(clip, mtime, prompt, plan, read, clock, read.cache.bytes())
+        path = media.media if isinstance(media, ReadClip) else media
+        return Run(path, question, options, clip, mtime, prompt, plan, read, clock, read.cache.bytes())
+
+    def generate(
+        self,
+        run: "Run",
+        *,
+        on_text: Callable[[str], None] | None = None,
+        on_stage: OnStage | None = None,
+    ) -> Answer:
+        """The second half of `ask`: the answer, token by token. Uses up the run."""
+        with torch.inference_mode(), explained_memory():
+            with run.clock.stage("generate"):
+                generation = Generation(
+                    self.adapter,
+                    run.read,
+                    run.prompt.next_position,
+                    run.options.decoding,
+                    clock=run.clock,
+                    graph=self.graph,
+                )
+                for piece in generation:
+                    if on_text is not None:
+                        on_text(piece)
+                    if on_stage is not None:
+                        on_stage("generate", len(generation.token_ids), run.options.max_new_tokens)
+            return self.answer(run, generation)
+
+    def answer(self, run: "Run", generation: Generation) -> Answer:
+        """What a finished generation said, with its report."""
+        return Answer(generation.text, self._report(run, generation))
 
     @contextmanager
     def _source(
@@ -304,6 +350,7 @@ class Session:
         preset: Preset,
         clock: Stopwatch,
         on_stage: OnStage,
+        warn: Callable[[str], None],
     ) -> Iterator[tuple[Clip, float, MediaShape, Clip | EncodedMedia]]:
         """What a question is asked about: the clip, its mtime and tokens, and where these come from."""
         if isinstance(media, ReadClip):
@@ -314,16 +361,22 @@ class Session:
                 )
             yield media.clip, media.mtime, media.shape, media.encoded
             return
-        with self._opened(media, sampling, preset, clock, on_stage) as (clip, mtime, shape):
+        with self._opened(media, sampling, preset, clock, on_stage, warn) as (clip, mtime, shape):
             yield clip, mtime, shape, clip
 
     @contextmanager
     def _opened(
-        self, media: str | Path, sampling: Sampling, preset: Preset, clock: Stopwatch, on_stage: OnStage
+        self,
+        media: str | Path,
+        sampling: Sampling,
+        preset: Preset,
+        clock: Stopwatch,
+        on_stage: OnStage,
+        warn: Callable[[str], None],
     ) -> Iterator[tuple[Clip, float, MediaShape]]:
         on_stage("probe", 0, 0)
         with clock.stage("probe"):
-            clip = open_clip(media, sampling, warn=self._warn, decoding=self.video_decoding)
+            clip = open_clip(media, sampling, warn=warn, decoding=self.video_decoding)
             mtime = Path(media).stat().st_mtime
         with clip:
             shape = media_shape(self.adapter, clip, preset)
@@ -346,26 +399,34 @@ class Session:
             seed=options.seed,
         )
 
-    def _check_context(self, prompt: Prompt, plan: Plan, max_new_tokens: int) -> None:
+    def _check_context(
+        self, prompt: Prompt, plan: Plan, max_new_tokens: int, warn: Callable[[str], None]
+    ) -> None:
         """PlanError where the tokens do not fit; a warning where only the clip's time is too long."""
         first = next((stage for stage in plan.stages if not stage.after_layer), None)
         entering = prompt.layout.n_text + first.n_video + first.n_audio if first else len(prompt)
         self.adapter.check_context(prompt, entering, max_new_tokens=max_new_tokens)
         last, limit = prompt.next_position + max_new_tokens, self.adapter.context_length
         if last > limit:
-            self._warn(
+            warn(
                 f"the clip reaches position {last}, beyond the {limit} that this model was made for: "
                 "expect worse answers about its end; --start/--end choose a part"
             )
 
     def _say_plan(
-        self, clip: Clip, prompt: Prompt, plan: Plan, setup: Setup, settings: Mapping[str, str]
+        self,
+        clip: Clip,
+        prompt: Prompt,
+        plan: Plan,
+        setup: Setup,
+        settings: Mapping[str, str],
+        warn: Callable[[str], None],
     ) -> None:
         """What will be read and kept, before anything expensive runs."""
         for line in (clip.video_used, clip.audio_used, *setup.notes, *plan.notes):
             self._log(line)
         if plan.keeps_all and settings:
-            self._warn(f"everything is kept, so --set {', '.join(settings)} has no effect")
+            warn(f"everything is kept, so --set {', '.join(settings)} has no effect")
         layout, n_image = prompt.layout, prompt.image_slots.numel()
         stage_1 = plan.stages[0] if plan.stages else None
         entering = f", of which {stage_1.n_video} and {stage_1.n_audio} enter the model" if stage_1 else ""
@@ -379,14 +440,7 @@ class Session:
         if clip.decoder_used:
             self._log(clip.decoder_used)
 
-    def _report(
-        self,
-        media: str | Path | ReadClip,
-        question: str,
-        options: AskOptions,
-        run: "Run",
-        generation: Generation,
-    ) -> Report:
+    def _report(self, run: "Run", generation: Generation) -> Report:
         """Everything that was measured, in the published form."""
         adapter, before, counts = self.adapter, run.prompt.layout.counts, run.read.layer_counts
         n_generated = len(generation.token_ids)
@@ -398,8 +452,8 @@ class Session:
         full_kv = kv_bytes(full, adapter.geometry, adapter.dtype.itemsize)
         return Report(
             schema_version=reporting.SCHEMA_VERSION,
-            media=media_record(media.media if isinstance(media, ReadClip) else media, run.clip, run.mtime),
-            question=question,
+            media=media_record(run.media, run.clip, run.mtime),
+            question=run.question,
             answer=generation.text,
             method=reporting.method_record(run.plan),
             tokens=reporting.token_report(before, counts, cuts, n_generated, reason),
@@ -410,7 +464,7 @@ class Session:
             timing=reporting.timing_report(run.clock, steps, self.load_seconds),
             memory=reporting.memory_report(run.kv_bytes, full_kv, peak_memory(adapter.device)),
             environment=self.environment(),
-            options={**asdict(self.options), **asdict(replace(options, method=run.plan.method))},
+            options={**asdict(self.options), **asdict(replace(run.options, method=run.plan.method))},
         )
 
     def environment(self) -> reporting.EnvironmentReport:
@@ -432,6 +486,9 @@ class Session:
 class Run:
     """One question's way up to its first token, from which the answer and its report are made."""
 
+    media: str | Path
+    question: str
+    options: AskOptions
     clip: Clip
     mtime: float
     prompt: Prompt

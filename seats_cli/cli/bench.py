@@ -288,7 +288,7 @@ def check_input(
     if both in typed:
         raise UsageError(f"{typed[both]} is both fixed and swept", hint=f"leave it to --sweep {key}=...")
     if files:
-        from seats_cli.cli.ask import problem_of
+        from seats_cli.cli.ask_run import problem_of
 
         for path in files:
             problem = problem_of(str(path))

@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Table
 from seats_cli.cli.eval_run import say_size
 from seats_cli.cli.eval_screen import EvalTerminal
+from seats_cli.cli.loading import ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.errors import SeatsError, UsageError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Terminal
 from seats_cli.cli.eval_screen import EvalTerminal, Progress, counted, result_tables, row_notes
+from seats_cli.cli.loading import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.errors import DeviceError, SeatsError
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Table
 from seats_cli.cli.eval_run import Told, finished, kept_in, note_model, say_size
 from seats_cli.cli.eval_screen import EvalTerminal, counted
+from seats_cli.cli.loading import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.suite_options import Suite
 from seats_cli.cli.tables import NONE
 from seats_cli.errors import DeviceError

@@ -10,7 +10,7 @@ import pytest
 
 from cli.conftest import Run, Script
 from seats_cli.cli.app import run as command_line
-from seats_cli.cli.ask import EMBEDDED_NOTICE
+from seats_cli.cli.loading import EMBEDDED_NOTICE
 from seats_cli.errors import DeviceError, MediaError, ModelError, UsageError
 
 
@@ -139,7 +139,7 @@ def test_the_question_comes_last(run: Run, script: Script, clip: Path) -> None:
     [
         ("missing.mp4", "no such file"),
         (".", "is a folder"),
-        ("empty.mp4", "is empty"),
+        ("empty", "is empty"),
         ("https://example.org/a.mp4", "is an address"),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_opened(
     run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("empty.mp4").touch()
+    Path("empty").touch()
     result = run("ask", name, "why?")
     assert (result.exit_code, result.stdout) == (1, "")
     assert f"error: {name}" in result.stderr or f": {name}" in result.stderr
@@ -186,7 +186,7 @@ def test_json_of_several_files_and_of_failures(run: Run, script: Script, clip: P
     document = json.loads(result.stdout)
     assert result.exit_code == 1
     assert [("answer" in r, "error" in r) for r in document["results"]] == [(True, False), (False, True)]
-    assert document["results"][1]["error"]["kind"] == "media"
+    assert document["results"][1]["error"]["kind"] == "media_missing"
     alone = json.loads(run("ask", "gone.mp4", "why?", "--json").stdout)
     assert alone["error"]["message"] == "no such file: gone.mp4"
     assert alone["schema_version"] == document["schema_version"] == 1
