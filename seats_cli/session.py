@@ -20,6 +20,7 @@ from seats_cli.engine.encode import EncodedMedia, OnStage, encode, encode_all
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.memory import explained_memory
 from seats_cli.engine.prefill import Prefilled, prefill
+from seats_cli.engine.together import Sequence
 from seats_cli.errors import MediaRange, UsageError
 from seats_cli.measure import report as reporting
 from seats_cli.measure.clock import Stopwatch, peak_memory, reset_peak_memory
@@ -338,7 +339,7 @@ class Session:
                         on_stage("generate", len(generation.token_ids), run.options.max_new_tokens)
             return self.answer(run, generation)
 
-    def answer(self, run: "Run", generation: Generation) -> Answer:
+    def answer(self, run: "Run", generation: Generation | Sequence) -> Answer:
         """What a finished generation said, with its report."""
         return Answer(generation.text, self._report(run, generation))
 
@@ -440,7 +441,7 @@ class Session:
         if clip.decoder_used:
             self._log(clip.decoder_used)
 
-    def _report(self, run: "Run", generation: Generation) -> Report:
+    def _report(self, run: "Run", generation: Generation | Sequence) -> Report:
         """Everything that was measured, in the published form."""
         adapter, before, counts = self.adapter, run.prompt.layout.counts, run.read.layer_counts
         n_generated = len(generation.token_ids)

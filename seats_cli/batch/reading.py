@@ -1,6 +1,5 @@
-"""The clip after the one in hand is opened, decoded, resized and encoded meanwhile, by a thread."""
+"""The clips after the one in hand are opened, decoded, resized and encoded meanwhile, by threads."""
 
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -50,45 +49,64 @@ class _Stopped(BaseException):
 
 
 class ClipReader:
-    """Reads clips in order, up to `ahead` of them before they are taken; a context manager.
+    """Reads clips, up to `ahead` of them before they are taken, which is in their order; a context manager.
 
-    ahead: 0 reads each clip when it is asked for, in the thread that asks: the reference for the others.
-    At most `ahead` clips are held besides those that were taken, being read or waiting.
+    ahead:   0 reads each clip when it is asked for, in the thread that asks: the reference for the others.
+             At most `ahead` clips are held besides those that were taken, being read or waiting.
+    readers: threads, each with a clip of its own; more of them than `ahead` have nothing to do
     """
 
     def __init__(
-        self, session: "Session", clips: Iterable[Clip], asking: Asking, listener: Listener, *, ahead: int = 1
+        self,
+        session: "Session",
+        clips: Iterable[Clip],
+        asking: Asking,
+        listener: Listener,
+        *,
+        ahead: int = 1,
+        readers: int = 1,
     ) -> None:
         self._session, self._asking, self._listener = session, asking, listener
         self._clips = iter(clips)
+        self._next = threading.Lock()  # held while a clip is chosen
         self._stopping = threading.Event()
         self._room = threading.Semaphore(ahead)
-        self._ready: queue.SimpleQueue[Opened | BaseException | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._changed = threading.Condition()
+        self._ready: dict[int, Opened | BaseException] = {}  # by place in the order
+        self._given = self._taken = 0  # places that were given to a thread, and taken
+        self._last: int | None = None  # the place behind the last clip, once it is known
         self.ended = False  # nothing more will come
-        if ahead:
-            self._thread = threading.Thread(target=self._work, name="seats-read-clips", daemon=True)
-            self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name="seats-read-clips", daemon=True)
+            for _ in range(min(ahead, readers))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def take(self, *, wait: bool = True) -> Opened | None:
         """The next clip; None where there is none yet (without `wait`) or no more (`ended` says so)."""
         if self.ended:
             return None
-        if self._thread is None:
+        if not self._threads:
             clip = next(self._clips, None)
             found = None if clip is None else self._read(clip)
-        else:
-            try:
-                taken = self._ready.get(block=wait)
-            except queue.Empty:
-                return None
-            self._room.release()
-            if isinstance(taken, BaseException):
+            self.ended = found is None
+            return found
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._taken in self._ready or self._taken == self._last)
+            if self._taken == self._last:
                 self.ended = True
-                raise taken
-            found = taken
-        self.ended = found is None
-        return found
+                return None
+            taken = self._ready.pop(self._taken, None)
+        if taken is None:
+            return None
+        self._taken += 1
+        self._room.release()
+        if isinstance(taken, BaseException):
+            self.ended = True
+            raise taken
+        return taken
 
     def __enter__(self) -> Self:
         return self
@@ -96,33 +114,55 @@ class ClipReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the thread, in the middle of a clip if need be."""
+        """Ends the threads, in the middle of a clip if need be."""
         self._stopping.set()
-        self._room.release()
-        if self._thread is not None:
-            self._thread.join(JOIN_S)
+        for _ in self._threads:
+            self._room.release()
+        for thread in self._threads:
+            thread.join(JOIN_S)
 
     def _work(self) -> None:
-        last: BaseException | None = None
-        try:
-            with _OwnStream(self._session.adapter.device) as finish:
-                for opened in self._all():
+        with _OwnStream(self._session.adapter.device) as finish:
+            while True:
+                self._room.acquire()
+                try:
+                    number, clip = self._choose()
+                    if clip is None:
+                        return
+                    opened = self._read(clip)
                     finish(opened)
-                    self._ready.put(opened)
-        except _Stopped:
-            pass
-        except BaseException as error:  # raised again in the thread that takes
-            last = error
-        self._ready.put(last)
+                except _Stopped:
+                    return
+                except BaseException as error:
+                    self._put(number, error)  # raised again in the thread that takes
+                    return
+                self._put(number, opened)
 
-    def _all(self) -> Iterator[Opened]:
-        while True:
-            self._room.acquire()
+    def _choose(self) -> tuple[int, Clip | None]:
+        """The next clip and its place; None where there are no more. One thread at a time."""
+        with self._next:
             self._check()
-            clip = next(self._clips, None)
+            clip = None
+            try:
+                if self._last is None:
+                    clip = next(self._clips, None)
+            except BaseException as error:  # the list of clips fails: nothing more comes, and this is why
+                self._put(self._given, error)
+                self._given += 1
+            number = self._given
             if clip is None:
-                return
-            yield self._read(clip)
+                with self._changed:
+                    self._last = number
+                    self._changed.notify_all()
+                self._room.release()  # for the other threads to see it too
+            else:
+                self._given += 1
+            return number, clip
+
+    def _put(self, number: int, opened: Opened | BaseException) -> None:
+        with self._changed:
+            self._ready[number] = opened
+            self._changed.notify_all()
 
     def _read(self, clip: Clip) -> Opened:
         opened = Opened(clip)

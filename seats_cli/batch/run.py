@@ -108,17 +108,19 @@ def run_batch(
     *,
     listener: Listener = Listener(),  # noqa: B008 - frozen
     ahead: int = 1,
+    readers: int = 1,
     decode: Decoder = one_by_one,
 ) -> Iterator[Record]:
     """A record for every question, as they are finished.
 
     clips: taken one by one, by the thread that reads, when there is room for another
     ahead: clips that are read before they are needed; 0 reads each when its turn has come
+    readers: of these, how many are read at the same time
 
     What fails is a record, and the next one comes. Raises DeviceError, after the record of the question that
     it happened at, where the device itself is lost. Closing the iterator ends the reading.
     """
-    with ClipReader(session, clips, asking, listener, ahead=ahead) as reader:
+    with ClipReader(session, clips, asking, listener, ahead=ahead, readers=readers) as reader:
         arrivals = Arrivals(session, reader, asking, listener)
         for arrival, outcome in decode(session, arrivals, listener):
             item, clip = arrival.item, arrival.clip
