@@ -20,14 +20,14 @@ class GraphDecoder:
         self._adapter = adapter
         device, geometry = adapter.device, adapter.geometry
         self._token = torch.zeros(1, dtype=torch.int64, device=device)
-        self._position = torch.zeros(3, 1, dtype=torch.int64, device=device)
+        self._position = torch.zeros(3, 1, dtype=adapter.position_dtype, device=device)
         self._lengths = torch.zeros(geometry.n_layers, dtype=torch.int32, device=device)
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._logits: torch.Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def begin(self, cache: LayerCache, next_position: int, room: int) -> None:
+    def begin(self, cache: LayerCache, next_position: float, room: int) -> None:
         """Take over a prefill's cache; up to `room` tokens follow, the first at `next_position`."""
         self._make_room([length + room for length in cache.lengths])
         for index, length in enumerate(cache.lengths):
@@ -48,7 +48,7 @@ class GraphDecoder:
         assert self._logits is not None
         return self._logits[0]
 
-    def _start(self, lengths: tuple[int, ...], position: int) -> None:
+    def _start(self, lengths: tuple[int, ...], position: float) -> None:
         self._lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
         self._position.fill_(position)
 
