@@ -31,12 +31,12 @@ class SelectionOptions:
     decode_cache: "text" clears every layer's cache of what was dropped later (published); "layerwise" leaves
         each layer the keys and values of the tokens that it processed.
     budgets:      "exact" meets the total to the token; "published" may overshoot it through its floors.
-    audio_windows: stage I's windows of sound: "seconds" makes them as long as in the family that the paper
-        chose them for; "published" takes the paper's number of tokens, whose length is the family's.
     tau:          temperature of the softmax over windows, > 0.
     entry_scale:  how many times its mean retention a kind enters the LLM with (the paper's lambda), >= 1;
         of the paper's schedule only.
     seed:         of the methods that draw at random.
+    audio_windows: stage I's windows of sound: "seconds" makes them 2 s long in every family; "published"
+        takes the paper's 50 tokens also where these are 4 s (Qwen3-Omni).
     """
 
     schedule: ScheduleSource = "auto"
@@ -44,10 +44,10 @@ class SelectionOptions:
     merge: bool = True
     decode_cache: DecodeCache = "layerwise"
     budgets: Budgets = "exact"
-    audio_windows: AudioWindows = "seconds"
     tau: float = 0.1
     entry_scale: float = 1.4
     seed: int = 0
+    audio_windows: AudioWindows = "seconds"
 
 
 @dataclass(frozen=True)
