@@ -106,9 +106,7 @@ def _pack(layer: Any) -> DecoderWeights:
     qkv, qkv_bias = pack_rows([attention.q_proj, attention.k_proj, attention.v_proj])
     norms = None
     if hasattr(attention, "q_norm"):
-        norms = HeadNorms(
-            attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon
-        )
+        norms = HeadNorms(attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon)
     packed: DenseMlp | ExpertMlp
     if is_mixture(mlp):
         packed = take_experts(mlp)

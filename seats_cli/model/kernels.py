@@ -292,7 +292,7 @@ def expert_gate_up(
     """
     top, width, inner = experts.shape[1], x.shape[1], weight.shape[1] // 2
     if not is_fused(x):
-        return silu_mul((weight[experts[0]] @ rms_norm(x, *norm)[0])[:, :])
+        return silu_mul(weight[experts[0]] @ rms_norm(x, *norm)[0])
     out = x.new_empty(top, inner)
     rows, block = 16, 512
     launch(

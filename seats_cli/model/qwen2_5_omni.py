@@ -121,8 +121,8 @@ class Qwen25OmniAdapter(OmniAdapter):
         weight = self._audio.conv1.weight
         features = mel.to(weight.device, weight.dtype)
         if self._fast_audio is not None:
-            embeddings, qkv = self._fast_audio(features, last=with_saliency)
-            if qkv is None:
+            embeddings, qkv = self._fast_audio(features)
+            if not with_saliency:
                 return self._encoded(embeddings, None)
             received = received_from_qkv(qkv, self._fast_audio.n_heads, window)
             return self._encoded(embeddings, _pooled(received, n_tokens))

@@ -15,10 +15,14 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 )
 
 from seats_cli.model.adapter import AudioBlock, Encoded, Geometry
+from seats_cli.model.fused_audio import FusedConvolvedAudio
+from seats_cli.model.fused_deepstack import FusedDeepstackVision
+from seats_cli.model.fused_moe import is_mixture
+from seats_cli.model.fused_text import FusedText
 from seats_cli.model.omni import OmniAdapter
 from seats_cli.model.preprocess import MelSpec, qwen3_audio_token_count
 from seats_cli.model.prompt import PositionRule
-from seats_cli.model.saliency import attention_received, last_input
+from seats_cli.model.saliency import attention_received, last_input, received_from_qkv
 
 SPECIAL_TOKENS = {
     "vision_bos": ("vision_start_token_id", "<|vision_start|>"),
@@ -39,6 +43,8 @@ class Qwen3OmniAdapter(OmniAdapter):
     special_tokens = SPECIAL_TOKENS
     rotate = staticmethod(apply_rotary_pos_emb)
     audio_token_count = staticmethod(qwen3_audio_token_count)
+    _fast_vision: FusedDeepstackVision | None = None
+    _fast_audio: FusedConvolvedAudio | None = None
 
     @staticmethod
     def read_geometry(config: Any, mel: MelSpec) -> Geometry:
@@ -57,10 +63,20 @@ class Qwen3OmniAdapter(OmniAdapter):
         )
 
     def _can_pack(self) -> bool:
-        return False
+        return super()._can_pack() and all(
+            type(weight) is nn.Parameter and (weight.device, weight.dtype) == (self.device, self.dtype)
+            for layer in self._text.layers
+            if is_mixture(layer.mlp)
+            for weight in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj, layer.mlp.gate.weight)
+        )
 
     def _pack(self) -> None:
-        raise NotImplementedError
+        geometry = self.geometry
+        self._fast_text = FusedText(
+            self._text.layers, geometry.n_heads, geometry.n_kv_heads, geometry.head_dim
+        )
+        self._fast_vision = FusedDeepstackVision(self._visual)
+        self._fast_audio = FusedConvolvedAudio(self._audio)
 
     @property
     def audio_block(self) -> AudioBlock:
@@ -80,6 +96,14 @@ class Qwen3OmniAdapter(OmniAdapter):
     def _encode_patches(
         self, patches: torch.Tensor, grid: tuple[int, int, int], window: int, with_saliency: bool
     ) -> Encoded:
+        window_patches = grid[1] * grid[2] * window
+        if self._fast_vision is not None:
+            embeddings, features, qkv = self._fast_vision(patches, grid[1], grid[2])
+            deepstack = torch.stack(features) if features else None
+            if not with_saliency:
+                return self._encoded(embeddings, None, deepstack)
+            received = received_from_qkv(qkv, self._fast_vision.n_heads, window_patches)
+            return self._encoded(embeddings, self._per_token(received), deepstack)
         grid_thw = self._grid_thw(patches, grid)
         attention = self._visual.blocks[-1].attn
         with last_input(attention) as seen:
@@ -90,7 +114,7 @@ class Qwen3OmniAdapter(OmniAdapter):
         qkv = attention.qkv(seen["hidden_states"]).unflatten(-1, (3, attention.num_heads, -1))
         query, key, _ = qkv.unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *seen["position_embeddings"])
-        received = attention_received(query, key, grid[1] * grid[2] * window, attention.scaling)
+        received = attention_received(query, key, window_patches, attention.scaling)
         return self._encoded(output.pooler_output, self._per_token(received), deepstack)
 
     def _per_token(self, received: torch.Tensor) -> torch.Tensor:
@@ -100,17 +124,20 @@ class Qwen3OmniAdapter(OmniAdapter):
     def _encode_mel(self, mel: torch.Tensor, window: int, with_saliency: bool, start: int) -> Encoded:
         weight = self._audio.conv2d1.weight
         features, chunk_lengths = self._chunks(mel.to(weight.device, weight.dtype), start)
+        n_tokens, block = qwen3_audio_token_count(mel.shape[1]), self.audio_block.positions
+        if self._fast_audio is not None:
+            embeddings, qkv = self._fast_audio(features, n_tokens, block)
+            if not with_saliency:
+                return self._encoded(embeddings, None)
+            return self._encoded(embeddings, received_from_qkv(qkv, self._fast_audio.n_heads, window))
         attention = self._audio.layers[-1].self_attn
-        counts = qwen3_audio_token_count(mel.shape[1])
-        positions = qwen3_audio_token_count(features.shape[2])
-        block = self.audio_block.positions
         with last_input(attention) as seen:
             embeddings = self._audio(
                 padded_feature=features,
                 chunk_lengths=torch.tensor(chunk_lengths, device=weight.device),
-                valid_indices=self._valid(chunk_lengths, positions).to(weight.device),
+                valid_indices=torch.arange(n_tokens, device=weight.device),  # padding is at the end alone
                 cu_seqlens=torch.tensor(
-                    [*range(0, counts, block), counts], dtype=torch.int32, device=weight.device
+                    [*range(0, n_tokens, block), n_tokens], dtype=torch.int32, device=weight.device
                 ),
             ).last_hidden_state
         if not with_saliency:
@@ -131,11 +158,6 @@ class Qwen3OmniAdapter(OmniAdapter):
         width = size if start or len(lengths) > 1 else lengths[0]
         padded = nn.functional.pad(mel, (0, len(lengths) * width - n_frames))
         return padded.view(mel.shape[0], len(lengths), width).transpose(0, 1), lengths
-
-    def _valid(self, chunk_lengths: list[int], positions: int) -> torch.Tensor:
-        """Which of the chunks' positions are no padding: (P,) int64."""
-        whole = positions * (len(chunk_lengths) - 1)
-        return torch.arange(whole + qwen3_audio_token_count(chunk_lengths[-1]))
 
 
 def read_geometry(config: Any, mel: MelSpec) -> Geometry:
