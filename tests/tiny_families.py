@@ -249,7 +249,7 @@ def qwen3_thinker(ids: Mapping[str, int], n_layers: int, context_length: int) ->
             "head_dim": 32,
             "hidden_act": "silu",
             "hidden_size": 64,
-            "intermediate_size": 80,
+            "intermediate_size": 144,  # as much arithmetic as three experts
             "max_position_embeddings": context_length,
             "mlp_only_layers": [1],
             "moe_intermediate_size": 48,

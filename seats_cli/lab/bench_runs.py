@@ -197,7 +197,7 @@ def facts_of(adapter: Adapter, plan: Plan, prompt: Prompt, read: Prefilled, n_to
         before=before,
         per_layer=layers,
         retention=kept / (media * len(layers)) if media else None,
-        flops=prefill_flops(lengths, geometry, head_tokens=1) + scores,
+        flops=prefill_flops(lengths, geometry, head_tokens=1, as_run=True) + scores,
         paper_flops=prefill_flops(lengths, geometry),
         kv_bytes=read.cache.bytes(),
         beyond_context=last > adapter.context_length,

@@ -64,8 +64,8 @@ class FusedDeepstackVision:
     def __call__(
         self, patches: torch.Tensor, height: int, width: int
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        """Embeddings (tokens, D) of patches (n, 3 * 2 * 16 * 16), grid by grid; the deepstack's features, each
-        (tokens, D); and the last block's rotated queries, keys and values (n, 3 H d)."""
+        """Embeddings (tokens, D) of patches (n, 3 * 2 * 16 * 16), grid by grid; the deepstack's features,
+        each (tokens, D); and the last block's rotated queries, keys and values (n, 3 H d)."""
         tower, plan = self._tower, self.plan(height, width)
         per_grid = height * width
         x = functional.linear(patches, self._patch, tower.patch_embed.proj.bias)

@@ -1,7 +1,7 @@
 """Qwen3-Omni's mixture of experts on a prompt and on one token; equal to transformers' by test.
 
-On a prompt the tokens are sorted by expert, so that all experts are two grouped products. On one token only the
-weights of the experts that it is routed to are read. Nothing waits for the device.
+On a prompt the tokens are sorted by expert, so that all experts are two grouped products. On one token only
+the weights of the experts that it is routed to are read. Nothing waits for the device.
 """
 
 from dataclasses import dataclass

@@ -214,7 +214,8 @@ def _rotate(
         _kernels().rotate, (len(qkv), -(-n_heads // heads)),
         qkv, cos, sin, kv, norms and norms.query, norms and norms.key, len(qkv), len(cos), qkv.stride(0),
         norms.eps if norms else 0.0, N_QUERY=n_query, N_KEY=n_key, N_HEADS=n_heads, DIM=head_dim,
-        SPLIT=kv is not None, HAS_NORM=norms is not None, HEADS=heads, HALF=_power(head_dim // 2), num_warps=4,
+        SPLIT=kv is not None, HAS_NORM=norms is not None, HEADS=heads, HALF=_power(head_dim // 2),
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -270,8 +271,8 @@ def route(logits: torch.Tensor, top: int, renormalised: bool) -> tuple[torch.Ten
 def combine_experts(
     x: torch.Tensor, outputs: torch.Tensor, places: torch.Tensor, shares: torch.Tensor
 ) -> torch.Tensor:
-    """x (S, D) + the sum over a token's experts of share * output: outputs (S * top, D) in any order, of which
-    row places[s, i] is token s's i-th; shares (S, top)."""
+    """x (S, D) + the sum over a token's experts of share * output: outputs (S * top, D) in any order, of
+    which row places[s, i] is token s's i-th; shares (S, top)."""
     if not is_fused(x):
         return x + (outputs[places].float() * shares[..., None].float()).sum(1).to(x.dtype)
     out, width = torch.empty_like(x), x.shape[1]
@@ -311,8 +312,8 @@ def expert_down(
     shares: torch.Tensor,
     residual: torch.Tensor,
 ) -> torch.Tensor:
-    """residual (1, D) + the sum over one token's experts (1, top) of share * weight @ inner: weight (E, D, I),
-    inner (top, I), shares (1, top). Only these experts' weights are read."""
+    """residual (1, D) + the sum over one token's experts (1, top) of share * weight @ inner: weight
+    (E, D, I), inner (top, I), shares (1, top). Only these experts' weights are read."""
     if not is_fused(inner):
         outputs = torch.bmm(weight[experts[0]], inner[..., None])[..., 0]
         return residual + (outputs.float() * shares[0, :, None].float()).sum(0).to(residual.dtype)

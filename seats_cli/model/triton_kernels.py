@@ -58,8 +58,8 @@ def silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
 def norm_head(
     low, high, is_query, turned, q_norm_ptr, k_norm_ptr, col, eps, dtype: tl.constexpr, DIM: tl.constexpr
 ):
-    """Both halves of heads (HEADS, HALF) float32 after their root-mean-square norm, rounded to dtype before the
-    weight and after it, as transformers does; values (not `turned`) as they are."""
+    """Both halves of heads (HEADS, HALF) float32 after their root-mean-square norm, rounded to dtype before
+    the weight and after it, as transformers does; values (not `turned`) as they are."""
     inside = col < DIM // 2
     scale = 1.0 / tl.sqrt(tl.sum(low * low + high * high, axis=1) / DIM + eps)[:, None]
     q_low = tl.load(q_norm_ptr + col, mask=inside, other=0.0).to(tl.float32)
