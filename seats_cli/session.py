@@ -309,7 +309,8 @@ class Session:
             cache = LayerCache(adapter.n_layers, room=min(options.max_new_tokens, CACHE_ROOM))
             read = prefill(
                 adapter, method, plan, given.embeddings, given.layout,
-                cache=cache, on_layer=lambda done, total: on_stage("prefill", done, total),
+                cache=cache, deepstack=given.deepstack,
+                on_layer=lambda done, total: on_stage("prefill", done, total),
             )  # fmt: skip
         path = media.media if isinstance(media, ReadClip) else media
         return Run(path, question, options, clip, mtime, prompt, plan, read, clock, read.cache.bytes())
@@ -410,7 +411,7 @@ class Session:
         last, limit = prompt.next_position + max_new_tokens, self.adapter.context_length
         if last > limit:
             warn(
-                f"the clip reaches position {last}, beyond the {limit} that this model was made for: "
+                f"the clip reaches position {last:.0f}, beyond the {limit} that this model was made for: "
                 "expect worse answers about its end; --start/--end choose a part"
             )
 

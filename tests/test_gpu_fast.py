@@ -9,7 +9,7 @@ import torch
 
 from seats_cli.demo.write import write_clip
 from seats_cli.model import kernels
-from seats_cli.model.qwen2_5_omni import attention_received
+from seats_cli.model.saliency import attention_received
 from seats_cli.selection import budget, diversity
 from seats_cli.selection.relevance import WindowShares, WindowTokens
 from seats_cli.session import AskOptions, ModelOptions, Session

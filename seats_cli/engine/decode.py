@@ -115,7 +115,7 @@ class Generation:
         self,
         adapter: Adapter,
         prefilled: Prefilled,
-        next_position: int,
+        next_position: float,
         options: DecodeOptions,
         *,
         clock: Stopwatch | None = None,
@@ -205,19 +205,19 @@ def sent_to_host(tokens: torch.Tensor) -> Callable[[], list[int]]:
     return wait
 
 
-def decode_step(adapter: Adapter, token: torch.Tensor | int, position: int, cache: Any) -> torch.Tensor:
+def decode_step(adapter: Adapter, token: torch.Tensor | int, position: float, cache: Any) -> torch.Tensor:
     """Logits (V,) float32 after one more token, (1,) int64 or its number, at `position` (on all three axes);
     grows the cache."""
     ids = token if isinstance(token, torch.Tensor) else torch.tensor([token], device=adapter.device)
     hidden = adapter.embed_text(ids)[None]
-    rotary = adapter.rotary(torch.full((3, 1), position, dtype=torch.int64, device=adapter.device))
+    rotary = adapter.rotary(torch.full((3, 1), position, dtype=adapter.position_dtype, device=adapter.device))
     for index in range(adapter.n_layers):
         hidden = adapter.run_layer(index, hidden, rotary, cache)
     return adapter.final_logits(hidden, last_only=True)[0, -1].float()
 
 
 def answer_log_likelihood(
-    adapter: Adapter, prefilled: Prefilled, next_position: int, answer_ids: Sequence[int]
+    adapter: Adapter, prefilled: Prefilled, next_position: float, answer_ids: Sequence[int]
 ) -> float:
     """The mean natural log-probability of given tokens and of the end behind them, one decode step each.
 

@@ -28,7 +28,7 @@ class GraphDecoder:
         self.slots = slots
         device, n_layers = adapter.device, adapter.geometry.n_layers
         self._token = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._position = torch.zeros(3, slots, dtype=torch.int64, device=device)
+        self._position = torch.zeros(3, slots, dtype=adapter.position_dtype, device=device)
         self._lengths = torch.zeros(n_layers, slots, dtype=torch.int32, device=device)
         self._active = torch.zeros(slots, dtype=torch.int32, device=device)
         self._busy: set[int] = set()
@@ -42,7 +42,7 @@ class GraphDecoder:
         """Bytes of the buffers."""
         return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
 
-    def begin(self, cache: LayerCache, next_position: int, room: int, slot: int = 0) -> None:
+    def begin(self, cache: LayerCache, next_position: float, room: int, slot: int = 0) -> None:
         """Take over a prefill's cache; up to `room` tokens follow, the first at `next_position`."""
         self.retire(slot)
         self._make_room([length + room for length in cache.lengths])

@@ -136,8 +136,9 @@ def _pipeline(
     with clock.stage("prefill"), span:
         cache = LayerCache(adapter.n_layers, room=n_tokens)
         read = prefill(
-            adapter, find_method(setting.method), plan, given.embeddings, given.layout, cache=cache
-        )
+            adapter, find_method(setting.method), plan, given.embeddings, given.layout, cache=cache,
+            deepstack=given.deepstack,
+        )  # fmt: skip
     facts = facts_of(adapter, plan, prompt, read, n_tokens)
     with clock.stage("generate"):
         decoding = DecodeOptions(max_new_tokens=n_tokens, ignore_end=True)
@@ -196,7 +197,7 @@ def facts_of(adapter: Adapter, plan: Plan, prompt: Prompt, read: Prefilled, n_to
         before=before,
         per_layer=layers,
         retention=kept / (media * len(layers)) if media else None,
-        flops=prefill_flops(lengths, geometry, head_tokens=1) + scores,
+        flops=prefill_flops(lengths, geometry, head_tokens=1, as_run=True) + scores,
         paper_flops=prefill_flops(lengths, geometry),
         kv_bytes=read.cache.bytes(),
         beyond_context=last > adapter.context_length,
@@ -211,7 +212,14 @@ def count_flops(session: Session, item: Item, setting: Setting) -> tuple[int, in
         clock = Stopwatch(adapter.device)
         plan, given = _select(adapter, setup, setting, source, prompt, shape, clock)
     with counting() as counted:
-        read = prefill(adapter, find_method(setting.method), plan, given.embeddings, given.layout)
+        read = prefill(
+            adapter,
+            find_method(setting.method),
+            plan,
+            given.embeddings,
+            given.layout,
+            deepstack=given.deepstack,
+        )
     return counted.flops, facts_of(adapter, plan, prompt, read, 1).flops
 
 

@@ -5,6 +5,7 @@ files where it has them, else the geometry of a preset and a byte-level tokenize
 every report must say so (`Adapter.random_weights`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from seats_cli.errors import DeviceError, ModelError, UsageError
 from seats_cli.model.adapter import Adapter
 from seats_cli.model.checkpoint import EMBEDDED, Checkpoint, Log, eos_ids, locate, read_preprocessor
+from seats_cli.model.families import family_of, find_family
 from seats_cli.model.load import (
     assemble,
     choose_device,
@@ -27,15 +29,6 @@ from seats_cli.model.preprocess import MelSpec, PixelStats
 from seats_cli.presets import load_preset
 
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-CONFIG_TOKENS = {  # thinker config field -> the token whose id it holds
-    "audio_token_index": "<|AUDIO|>",
-    "image_token_index": "<|IMAGE|>",
-    "video_token_index": "<|VIDEO|>",
-    "audio_start_token_id": "<|audio_bos|>",
-    "audio_end_token_id": "<|audio_eos|>",
-    "vision_start_token_id": "<|vision_bos|>",
-    "vision_end_token_id": "<|vision_eos|>",
-}
 SEED = 0
 
 
@@ -49,8 +42,9 @@ def load_dummy(model: str, *, device: str, dtype: str, log: Log, notes: list[str
     if source and has_tokenizer(source):
         tokenizer = read_tokenizer(source)
     else:
-        tokenizer = _byte_tokenizer()
-        for field, token in CONFIG_TOKENS.items():
+        of_config = family_of(config).dummy_ids
+        tokenizer = _byte_tokenizer((*CHAT_TOKENS, *of_config.values()))
+        for field, token in of_config.items():
             setattr(config, field, tokenizer.convert_tokens_to_ids(token))
     has_preprocessor = source and (folder / "preprocessor_config.json").is_file()
     stats, mel = read_preprocessor(source) if source and has_preprocessor else _library_preprocessor(config)
@@ -77,7 +71,8 @@ def _preset_config(model: str) -> Any:
             f"no geometry is known for {model!r}, so no random weights can be made",
             hint=f"give a folder with a config.json; {error.hint}",
         ) from error
-    if not any(kind.startswith("qwen2_5_omni") for kind in preset.match.model_types):
+    family = find_family(preset.match.model_types[0])
+    if family is None:
         raise ModelError(f"{model} is of a family that is not supported yet: {preset.match.model_types[0]}")
     parts = preset.geometry
     missing = [part for part in ("text", "vision", "audio") if part not in parts]
@@ -89,15 +84,16 @@ def _preset_config(model: str) -> Any:
             "text_config": dict(parts["text"]),
             "vision_config": dict(parts["vision"]),
             "audio_config": dict(parts["audio"]),
-        }
+        },
+        family,
     )
 
 
 def _random_network(config: Any, device: str, dtype: str, log: Log) -> Any:
-    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
-
+    family = family_of(config)
+    network_class = family.network_class()
     with torch.device("meta"):
-        n_parameters = sum(p.numel() for p in Qwen2_5OmniThinkerForConditionalGeneration(config).parameters())
+        n_parameters = sum(p.numel() for p in network_class(config).parameters())
     placed = choose_device(device, n_parameters, dtype, log)
     if isinstance(placed, str):
         raise DeviceError(
@@ -108,13 +104,13 @@ def _random_network(config: Any, device: str, dtype: str, log: Log) -> Any:
     cuda = [placed.index or 0] if placed.type == "cuda" else []
     with quiet_transformers(), torch.random.fork_rng(devices=cuda), torch.device(placed):
         torch.manual_seed(SEED)
-        return Qwen2_5OmniThinkerForConditionalGeneration._from_config(
-            config, dtype=precision, attn_implementation="sdpa"
+        return network_class._from_config(
+            config, dtype=precision, attn_implementation="sdpa", **family.loading
         )
 
 
-def _byte_tokenizer() -> Any:
-    """One token a byte and the special tokens: real enough to lay out any prompt."""
+def _byte_tokenizer(tokens: Sequence[str]) -> Any:
+    """One token a byte and special `tokens`: real enough to lay out any prompt."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -122,7 +118,6 @@ def _byte_tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokens = (*CHAT_TOKENS, *CONFIG_TOKENS.values())
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"

@@ -15,7 +15,6 @@ import torch
 from seats_cli.errors import DeviceError, ModelError, UsageError
 from seats_cli.model.adapter import Adapter
 from seats_cli.model.checkpoint import (
-    SUPPORTED,
     Checkpoint,
     Log,
     eos_ids,
@@ -25,6 +24,7 @@ from seats_cli.model.checkpoint import (
     read_preprocessor,
     thinker_weights,
 )
+from seats_cli.model.families import SUPPORTED, Family, family_of, find_family
 from seats_cli.model.preprocess import MelSpec, PixelStats
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ DTYPES = {
 SMALL_MODEL = 1_000_000_000  # parameters below which float32 on a CPU is affordable, and faster than bfloat16
 WORKING_MEMORY = 1.1  # weights need this much of their size on a GPU before anything has run
 HARMLESS_KEYS = ("inv_freq", "positional_embedding")  # computed buffers that some checkpoints carry along
-
-THINKER_FIELDS = ("text_config", "vision_config", "audio_config")
 
 
 def load_model(
@@ -132,8 +130,6 @@ def assemble(
     random_weights: bool = False,
 ) -> Adapter:
     """The adapter of a built network, after checking that its parts agree with each other."""
-    from seats_cli.model.qwen2_5_omni import Qwen25OmniAdapter
-
     config = network.config
     if mel.bins != config.audio_config.num_mel_bins:
         raise ModelError(
@@ -144,7 +140,7 @@ def assemble(
     ids = eos | {vocab[token] for token in ("<|im_end|>", "<|endoftext|>") if token in vocab}
     if isinstance(tokenizer.eos_token_id, int):
         ids.add(tokenizer.eos_token_id)
-    return Qwen25OmniAdapter(
+    adapter: Adapter = family_of(config).adapter_class()(
         network.requires_grad_(False).eval(),
         tokenizer,
         pixel_stats=stats,
@@ -155,6 +151,7 @@ def assemble(
         random_weights=random_weights,
         notes=notes,
     )
+    return adapter
 
 
 # ---- what the files say --------------------------------------------------------------------------
@@ -164,15 +161,13 @@ def read_thinker_config(checkpoint: Checkpoint) -> Any:
     """The thinker's config object; ModelError for other families and for a config that lacks a part."""
     raw = checkpoint.read_json("config.json") or {}
     kind = raw.get("model_type")
-    if kind == "qwen2_5_omni":
-        thinker = raw.get("thinker_config")
-    elif kind == "qwen2_5_omni_thinker":
-        thinker = raw
-    else:
+    family = find_family(kind)
+    if family is None:
         raise ModelError(
             f"{checkpoint.name} is of a family that is not supported: model_type {kind!r}",
             hint="supported: " + "; ".join(SUPPORTED),
         )
+    thinker = raw.get("thinker_config") if kind == family.model_type else raw
     if raw.get("quantization_config") or (thinker or {}).get("quantization_config"):
         raise ModelError(
             f"{checkpoint.name} is quantised, which is not supported yet",
@@ -180,10 +175,8 @@ def read_thinker_config(checkpoint: Checkpoint) -> Any:
         )
     if not isinstance(thinker, Mapping):
         raise ModelError(f"{checkpoint.folder / 'config.json'} lacks `thinker_config`")
-    for field in THINKER_FIELDS:
-        if not isinstance(thinker.get(field), Mapping):
-            raise ModelError(f"the thinker config of {checkpoint.name} lacks `{field}`")
-    return thinker_config(thinker)
+    family.check_stated(thinker, checkpoint.name)
+    return thinker_config(thinker, family)
 
 
 def _stated_eos(checkpoint: Checkpoint) -> set[int]:
@@ -192,14 +185,13 @@ def _stated_eos(checkpoint: Checkpoint) -> set[int]:
     return eos_ids(checkpoint, [raw, thinker, thinker.get("text_config", {})])
 
 
-def thinker_config(thinker: Mapping[str, Any]) -> Any:
-    """A `Qwen2_5OmniThinkerConfig` from its JSON."""
+def thinker_config(thinker: Mapping[str, Any], family: Family) -> Any:
+    """A thinker's config object from its JSON."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniThinkerConfig
 
     ignored = {"model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path"}
     try:
-        return Qwen2_5OmniThinkerConfig(**{k: v for k, v in thinker.items() if k not in ignored})
+        return family.config_class()(**{k: v for k, v in thinker.items() if k not in ignored})
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise ModelError(f"the checkpoint's thinker config is not valid: {error}") from error
 
@@ -359,14 +351,13 @@ def _build(
     dtype: torch.dtype,
 ) -> Any:
     """The thinker with the checkpoint's weights, every one accounted for."""
-    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
-
+    family = family_of(config)
     # With accelerate, weights go from the file straight to their device.
     straight = find_spec("accelerate") is not None and device != torch.device("cpu")
     device_map = {} if not straight else {"device_map": device if device == "auto" else {"": device}}
     with quiet_transformers():
         try:
-            network, info = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
+            network, info = family.network_class().from_pretrained(
                 None,
                 config=config,
                 state_dict=tensors,
@@ -375,6 +366,7 @@ def _build(
                 ignore_mismatched_sizes=True,  # reported by _check_keys, with names
                 output_loading_info=True,
                 **device_map,
+                **family.loading,
             )
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"out of memory while loading {checkpoint.name}: {error}") from error

@@ -19,13 +19,13 @@ def _load(path: Path, *, fuse: bool) -> Any:
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_checkpoint_path: Path) -> Adapter:
-    return _load(tiny_checkpoint_path, fuse=False)
+def reference(family_path: Path) -> Adapter:
+    return _load(family_path, fuse=False)
 
 
 @pytest.fixture(scope="module")
-def fused(tiny_checkpoint_path: Path) -> Adapter:
-    return _load(tiny_checkpoint_path, fuse=True)
+def fused(family_path: Path) -> Adapter:
+    return _load(family_path, fuse=True)
 
 
 def _close(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> None:
@@ -51,10 +51,14 @@ def test_which_paths_run_is_known(reference: Adapter, fused: Adapter) -> None:
 @pytest.mark.parametrize("grid", [(3, 16, 16), (2, 18, 32), (3, 10, 12), (1, 2, 4)])
 @pytest.mark.parametrize("saliency", [True, False])
 def test_video(reference: Adapter, fused: Adapter, grid: tuple[int, int, int], saliency: bool) -> None:
-    frames = _frames(2 * grid[0], 14 * grid[1], 14 * grid[2])
+    patch = fused.geometry.patch
+    frames = _frames(2 * grid[0], patch * grid[1], patch * grid[2])
     ours = fused.encode_video(frames, grid, saliency=saliency)
     theirs = reference.encode_video(frames, grid, saliency=saliency)
     _close(ours.embeddings, theirs.embeddings)
+    assert (ours.deepstack is None) == (not fused.geometry.deepstack_layers)
+    if ours.deepstack is not None:
+        _close(ours.deepstack, theirs.deepstack)
     if saliency:
         _close(ours.saliency, theirs.saliency)
     else:
@@ -63,15 +67,17 @@ def test_video(reference: Adapter, fused: Adapter, grid: tuple[int, int, int], s
 
 def test_image(reference: Adapter, fused: Adapter) -> None:
     image = _frames(1, 140, 196)[0]
-    _close(fused.encode_image(image, (1, 10, 14)), reference.encode_image(image, (1, 10, 14)))
+    ours, theirs = (adapter.encode_image(image, (1, 10, 14)) for adapter in (fused, reference))
+    _close(ours.embeddings, theirs.embeddings)
 
 
 @pytest.mark.parametrize("n_frames", [600, 623, 200, 199, 37, 3])
 def test_audio(reference: Adapter, fused: Adapter, n_frames: int) -> None:
     mel = torch.randn(128, n_frames, generator=torch.Generator().manual_seed(n_frames))
-    ours, theirs = fused.encode_audio(mel), reference.encode_audio(mel)
-    _close(ours.embeddings, theirs.embeddings)
-    _close(ours.saliency, theirs.saliency)
+    for start in (0, fused.audio_block.frames):  # a clip's beginning, and its end
+        ours, theirs = (adapter.encode_audio(mel, start=start) for adapter in (fused, reference))
+        _close(ours.embeddings, theirs.embeddings)
+        _close(ours.saliency, theirs.saliency)
 
 
 def _prompt(adapter: Adapter, n: int) -> tuple[torch.Tensor, torch.Tensor]:
