@@ -117,7 +117,7 @@ def _records(
 def _answers(
     terminal: Terminal, request: BatchRequest, clips: "Sequence[Clip]", screen: BatchScreen
 ) -> Iterator["Record"]:
-    session = open_session(terminal, request.model)
+    session = open_session(terminal, request.model, note=terminal.detail)
     from seats_cli.batch.reading import Listener
     from seats_cli.batch.run import run_batch
     from seats_cli.session import AskOptions
@@ -151,9 +151,12 @@ def _form(request: BatchRequest) -> str:
 
 
 def _opened(terminal: Terminal, request: BatchRequest) -> Output:
+    form = _form(request)
+    if form == "text" and len({item.question for item in request.items}) > 1:
+        form = "text with questions"
     if request.output is None:
-        return Stream(_form(request), terminal.answer_piece)
-    return open_output(request.output, _form(request), warn=terminal.warn, overwrite=request.overwrite)
+        return Stream(form, terminal.answer_piece)
+    return open_output(request.output, form, warn=terminal.warn, overwrite=request.overwrite)
 
 
 def _say_what_is_there(

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,12 @@ EMBEDDED_NOTICE = (
 )
 
 
-def open_session(terminal: Terminal, model: Mapping[str, Any]) -> "Session":
-    """Load the model. Everything heavy is imported from here on, once all that was typed is checked."""
+def open_session(
+    terminal: Terminal, model: Mapping[str, Any], *, note: Callable[[str], None] | None = None
+) -> "Session":
+    """Load the model. Everything heavy is imported from here on, once all that was typed is checked.
+
+    note: who gets the counts of each clip, instead of a person."""
     with terminal.progress() as on_stage:
         if on_stage is not None:
             on_stage("load", 0, 0)
@@ -28,7 +32,9 @@ def open_session(terminal: Terminal, model: Mapping[str, Any]) -> "Session":
         with leaving_at_once(terminal):
             from seats_cli.session import ModelOptions, Session
 
-        return Session(ModelOptions(**model), log=terminal.detail, note=terminal.note, warn=terminal.warn)
+        return Session(
+            ModelOptions(**model), log=terminal.detail, note=note or terminal.note, warn=terminal.warn
+        )
 
 
 def say_whose_answers(terminal: Terminal, session: "Session") -> None:
