@@ -66,6 +66,7 @@ def ask(
     max_frames: opt.MaxFramesOption = 768,
     start: opt.StartOption = None,
     end: opt.EndOption = None,
+    limits: many.LimitsOption = None,
     list_from: many.FromOption = None,
     null: many.NullOption = False,
     recursive: many.RecursiveOption = False,
@@ -110,6 +111,7 @@ def ask(
     )
     check(sources)
     opt.check_range(start, end)
+    allowed = many.parse_limits(limits)
     chosen = opt.merged_settings(ctx.meta.get(SETTINGS_KEY, {}), settings, schedule)
     check_selection(preset, chosen)
     if compare and method == "full":
@@ -159,6 +161,7 @@ def ask(
             question=question,
             model=for_model,
             asked=asked,
+            limits=allowed,
             as_json=as_json,
             stats=stats if stats is not None else terminal.is_watched and not (quiet or as_json),
             compare=compare,
@@ -174,6 +177,7 @@ def ask(
         items_of(terminal, sources),
         for_model,
         asked,
+        allowed,
         output=output,
         form="jsonl" if jsonl else form,
         overwrite=overwrite,

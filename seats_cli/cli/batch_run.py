@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 class BatchRequest:
     """One call of `seats ask` over many files, checked.
 
-    model, asked: keywords of ModelOptions and AskOptions
-    form:         None for what the output's name says
+    model, asked, limits: keywords of ModelOptions, AskOptions and media.Limits
+    form: None for what the output's name says
     """
 
     items: Sequence[Item]
     model: Mapping[str, Any]
     asked: Mapping[str, Any]
+    limits: Mapping[str, Any]
     output: Path | None = None
     form: str | None = None
     overwrite: bool = False
@@ -117,7 +118,7 @@ def _records(
 def _answers(
     terminal: Terminal, request: BatchRequest, clips: "Sequence[Clip]", screen: BatchScreen
 ) -> Iterator["Record"]:
-    session = open_session(terminal, request.model, note=terminal.detail)
+    session = open_session(terminal, request.model, request.limits, note=terminal.detail)
     from seats_cli.batch.reading import Listener
     from seats_cli.batch.run import run_batch
     from seats_cli.session import AskOptions
@@ -132,7 +133,7 @@ def _answers(
 def _asking(request: BatchRequest) -> "Asking":
     from seats_cli.batch.records import Asking
 
-    return Asking(request.model, request.asked)
+    return Asking(request.model, request.asked, request.limits)
 
 
 def _problem_of(path: str) -> MediaError | None:

@@ -20,20 +20,29 @@ EMBEDDED_NOTICE = (
 
 
 def open_session(
-    terminal: Terminal, model: Mapping[str, Any], *, note: Callable[[str], None] | None = None
+    terminal: Terminal,
+    model: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    *,
+    note: Callable[[str], None] | None = None,
 ) -> "Session":
     """Load the model. Everything heavy is imported from here on, once all that was typed is checked.
 
+    model, limits: keywords of ModelOptions and of media.Limits
     note: who gets the counts of each clip, instead of a person."""
     with terminal.progress() as on_stage:
         if on_stage is not None:
             on_stage("load", 0, 0)
         quieten_libraries(terminal)
         with leaving_at_once(terminal):
-            from seats_cli.session import ModelOptions, Session
+            from seats_cli.session import Limits, ModelOptions, Session
 
         return Session(
-            ModelOptions(**model), log=terminal.detail, note=note or terminal.note, warn=terminal.warn
+            ModelOptions(**model),
+            log=terminal.detail,
+            note=note or terminal.note,
+            warn=terminal.warn,
+            limits=Limits(**limits),
         )
 
 

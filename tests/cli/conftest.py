@@ -84,6 +84,7 @@ class Script:
     asked: list[tuple[str, str, session.AskOptions]] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
     setup_error: Exception | None = None
+    limits: session.Limits | None = None
 
     @property
     def last(self) -> session.AskOptions:
@@ -98,8 +99,15 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
     class ScriptedSession:
         def __init__(
-            self, options: session.ModelOptions, *, log: Any = None, note: Any = None, warn: Any = None
+            self,
+            options: session.ModelOptions,
+            *,
+            log: Any = None,
+            note: Any = None,
+            warn: Any = None,
+            limits: session.Limits | None = None,
         ) -> None:
+            written.limits = limits
             written.opened.append(options)
             if written.load_error is not None:
                 raise written.load_error

@@ -304,3 +304,38 @@ def test_forms_are_those_of_the_room() -> None:
     from seats_cli.cli import batch_options
 
     assert set(batch_options.FORMS) == {form.split()[0] for form in output.FORMS}
+
+
+def test_limits_reach_the_session_from_both_ways(run: Run, script: Script, folder: Path) -> None:
+    from seats_cli.media import NO_LIMITS, Limits
+
+    typed = "size=2GB, duration=90m,pixels=50M,frames=none,seconds=5"
+    expected = Limits(2e9, 5400.0, 50e6, None, 5.0)
+    assert run("ask", "videos", "why?", "--limits", typed).exit_code == 0
+    assert script.limits == expected
+    assert run("ask", "videos/a.mp4", "why?", env={"SEATS_LIMITS": typed}).exit_code == 0
+    assert script.limits == expected
+    run("ask", "videos", "why?", "--limits", "none")
+    assert script.limits == NO_LIMITS
+    run("ask", "videos", "why?", "--limits", "size=1GiB")
+    assert script.limits == Limits(size_bytes=2.0**30)
+    run("ask", "videos", "why?")
+    assert script.limits == Limits()
+
+
+@pytest.mark.parametrize(
+    "typed", ["size", "weight=1", "size=", "size=1h", "duration=1GB", "size=1..2", "frames=-1"]
+)
+def test_limits_that_are_none(run: Run, script: Script, folder: Path, typed: str) -> None:
+    result = run("ask", "videos", "why?", "--limits", typed)
+    assert result.exit_code == 2
+    assert "--limits" in result.stderr
+    assert script.opened == []
+
+
+def test_the_limits_that_are_shown_are_those_of_the_room() -> None:
+    from seats_cli.cli import batch_options
+    from seats_cli.media import Limits
+
+    shown = batch_options.LimitsOption.__metadata__[0].show_default
+    assert Limits(**batch_options.parse_limits(shown)) == Limits()
