@@ -82,6 +82,7 @@ def ask(
     retry_failed: many.RetryFailedOption = False,
     fail_fast: many.FailFastOption = False,
     unordered: many.UnorderedOption = False,
+    workers: many.WorkersOption = None,
     stats: opt.StatsOption = None,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = False,
@@ -151,6 +152,7 @@ def ask(
             ("--retry-failed", retry_failed),
             ("--fail-fast", fail_fast),
             ("--unordered", unordered),
+            ("--workers", workers),
         ]
     )
     if as_json or compare or not (batch or sources.many):
@@ -184,6 +186,7 @@ def ask(
         retry_failed=retry_failed,
         fail_fast=fail_fast,
         unordered=unordered,
+        workers=workers,
     )
     raise typer.Exit(run_many(terminal, many_asked))
 

@@ -35,7 +35,7 @@ def answer_all(terminal: Terminal, request: Request) -> int:
     session = None
     if len(failures) < len(set(request.media)):  # else nothing needs the model, nor torch
         session = open_session(terminal, request.model, request.limits)
-        say_whose_answers(terminal, session)
+        say_whose_answers(terminal, is_embedded=session.is_embedded, random_weights=session.random_weights)
     results: list[dict[str, Any]] = []
     code = 0
     several = len(request.media) > 1

@@ -46,11 +46,11 @@ def open_session(
         )
 
 
-def say_whose_answers(terminal: Terminal, session: "Session") -> None:
+def say_whose_answers(terminal: Terminal, *, is_embedded: bool, random_weights: bool) -> None:
     """What a person should know of the model before they believe it."""
-    if session.is_embedded:
+    if is_embedded:
         terminal.note(EMBEDDED_NOTICE)
-    if session.random_weights:
+    if random_weights:
         terminal.warn("random weights (--load-format dummy): costs are real, the words mean nothing")
 
 
