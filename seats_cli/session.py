@@ -26,7 +26,7 @@ from seats_cli.measure import report as reporting
 from seats_cli.measure.clock import Stopwatch, peak_memory, reset_peak_memory
 from seats_cli.measure.compute import kv_bytes, prefill_flops
 from seats_cli.measure.report import Report
-from seats_cli.media import Clip, Sampling, check_hwaccel, choose_decoding, open_clip
+from seats_cli.media import Clip, Limits, Sampling, check_hwaccel, choose_decoding, open_clip
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.load import load_model
 from seats_cli.model.preprocess import PixelCaps
@@ -135,8 +135,9 @@ class Session:
         log: Callable[[str], None] | None = None,
         note: Callable[[str], None] | None = None,
         warn: Callable[[str], None] | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        """Load the model.
+        """Load the model. `limits`: what a file may cost before it is refused; generous by default.
 
         Each callback gets one line at a time: `log` the reasons for automatic choices, `note` what a person
         should know before a long run (the token counts; to `log` by default), `warn` every fallback and loss.
@@ -146,6 +147,7 @@ class Session:
         self._log = log or (lambda _: None)
         self._note = note or self._log
         self._warn = warn or (lambda _: None)
+        self._limits = limits or Limits()
         clock = Stopwatch()
         with clock.stage("load"), torch.inference_mode(), explained_memory():
             self.adapter: Adapter = load_model(
@@ -378,7 +380,7 @@ class Session:
     ) -> Iterator[tuple[Clip, float, MediaShape]]:
         on_stage("probe", 0, 0)
         with clock.stage("probe"):
-            clip = open_clip(media, sampling, warn=warn, decoding=self.video_decoding)
+            clip = open_clip(media, sampling, warn=warn, decoding=self.video_decoding, limits=self._limits)
             mtime = Path(media).stat().st_mtime
         with clip:
             shape = media_shape(self.adapter, clip, preset)

@@ -24,9 +24,11 @@ class Listener:
     """Where a run tells what happens while it does; called from two threads.
 
     stage: (path, stage, done, total), of the clip that is read and of the one that is answered
+    warn:  a loss, and the file that it is about
     """
 
     stage: Callable[[str, str, int, int], None] = lambda *_: None
+    warn: Callable[[str, str | None], None] = lambda *_: None
 
 
 @dataclass

@@ -67,6 +67,7 @@ def ask(
     hwaccel: opt.HwaccelOption = "none",
     start: opt.StartOption = None,
     end: opt.EndOption = None,
+    limits: many.LimitsOption = None,
     list_from: many.FromOption = None,
     null: many.NullOption = False,
     recursive: many.RecursiveOption = False,
@@ -82,6 +83,7 @@ def ask(
     retry_failed: many.RetryFailedOption = False,
     fail_fast: many.FailFastOption = False,
     unordered: many.UnorderedOption = False,
+    workers: many.WorkersOption = None,
     stats: opt.StatsOption = None,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = False,
@@ -111,6 +113,7 @@ def ask(
     )
     check(sources)
     opt.check_range(start, end)
+    allowed = many.parse_limits(limits)
     chosen = opt.merged_settings(ctx.meta.get(SETTINGS_KEY, {}), settings, schedule)
     check_selection(preset, chosen)
     if compare and method == "full":
@@ -151,6 +154,7 @@ def ask(
             ("--retry-failed", retry_failed),
             ("--fail-fast", fail_fast),
             ("--unordered", unordered),
+            ("--workers", workers),
         ]
     )
     if as_json or compare or not (batch or sources.many):
@@ -161,6 +165,7 @@ def ask(
             question=question,
             model=for_model,
             asked=asked,
+            limits=allowed,
             as_json=as_json,
             stats=stats if stats is not None else terminal.is_watched and not (quiet or as_json),
             compare=compare,
@@ -176,12 +181,14 @@ def ask(
         items_of(terminal, sources),
         for_model,
         asked,
+        allowed,
         output=output,
         form="jsonl" if jsonl else form,
         overwrite=overwrite,
         retry_failed=retry_failed,
         fail_fast=fail_fast,
         unordered=unordered,
+        workers=workers,
     )
     raise typer.Exit(run_many(terminal, many_asked))
 

@@ -1,7 +1,7 @@
 """The run of `seats ask` about files that were named: answer one by one, show what each cost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.batch.output import heading
@@ -26,6 +26,7 @@ class Request:
     as_json: bool
     stats: bool
     compare: bool
+    limits: Mapping[str, Any] = field(default_factory=dict)  # keywords of media.Limits
 
 
 def answer_all(terminal: Terminal, request: Request) -> int:
@@ -33,8 +34,8 @@ def answer_all(terminal: Terminal, request: Request) -> int:
     failures = {path: problem for path in request.media if (problem := problem_of(path)) is not None}
     session = None
     if len(failures) < len(set(request.media)):  # else nothing needs the model, nor torch
-        session = open_session(terminal, request.model)
-        say_whose_answers(terminal, session)
+        session = open_session(terminal, request.model, request.limits)
+        say_whose_answers(terminal, is_embedded=session.is_embedded, random_weights=session.random_weights)
     results: list[dict[str, Any]] = []
     code = 0
     several = len(request.media) > 1

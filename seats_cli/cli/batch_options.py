@@ -1,12 +1,13 @@
 """The options of `seats ask` for many files: where they come from, where records go, who answers."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from seats_cli.cli.options import OUTPUT_PANEL, number, one_of
+from seats_cli.cli.options import CLIP_PANEL, OUTPUT_PANEL, number, one_of
 
 SOURCES_PANEL = "Many files"
 WORK_PANEL = "Many processors"
@@ -150,6 +151,65 @@ WorkersOption = Annotated[
         "its process is tried once more, alone, and is then a failure like others.",
     ),
 ]
+LimitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--limits",
+        metavar="KEY=VALUE,...",
+        envvar="SEATS_LIMITS",
+        rich_help_panel=CLIP_PANEL,
+        show_default="size=256GiB,duration=24h,pixels=100M,frames=5M,seconds=3600",
+        help="Refuse files that are larger or (the part asked about) longer, or have larger pictures, more "
+        "frames, or need more seconds to decode than this; none for no limits.",
+    ),
+]
+_UNITS = {
+    "": 1.0,
+    "k": 1e3,
+    "m": 1e6,
+    "g": 1e9,
+    "t": 1e12,
+    **{f"{prefix}b": 1000.0**power for power, prefix in enumerate(("", "k", "m", "g", "t"))},
+    **{f"{prefix}ib": 1024.0**power for power, prefix in enumerate(("", "k", "m", "g", "t"))},
+}
+_TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LIMITS = {  # what is typed: the field of media.Limits, and its units
+    "size": ("size_bytes", _UNITS),
+    "duration": ("duration_s", _TIMES),
+    "pixels": ("pixels", _UNITS),
+    "frames": ("frames", _UNITS),
+    "seconds": ("decode_s", _TIMES),
+}
+
+
+def parse_limits(text: str | None) -> dict[str, float | None]:
+    """Keywords of media.Limits from "size=10GB,duration=2h"; what is not named keeps its default. A value, or
+    all of them, may be none: no limit. Raises BadParameter."""
+    if text is None:
+        return {}
+    if text.strip().lower() == "none":
+        return {field: None for field, _ in _LIMITS.values()}
+    found: dict[str, float | None] = {}
+    for pair in text.split(","):
+        name, equals, value = (part.strip().lower() for part in pair.partition("="))
+        if not equals or name not in _LIMITS:
+            raise typer.BadParameter(
+                f"{pair.strip()!r} is not KEY=VALUE with a key of {', '.join(_LIMITS)}", param_hint="--limits"
+            )
+        field, units = _LIMITS[name]
+        digits = re.match(r"[0-9.]*", value)
+        assert digits is not None  # it matches anything
+        try:
+            found[field] = (
+                None if value == "none" else float(digits[0]) * units[value[digits.end() :].strip()]
+            )
+        except (ValueError, KeyError):
+            accepted = ", ".join(unit for unit in units if unit)
+            raise typer.BadParameter(
+                f"{value!r} is no value of {name}; accepted: none, a number, a number with one of {accepted}",
+                param_hint="--limits",
+            ) from None
+    return found
 
 
 def typed(given: Sequence[tuple[str, object]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,13 @@ from seats_cli.cli import options as opt
 from seats_cli.cli.batch_screen import BatchScreen
 from seats_cli.cli.console import Terminal
 from seats_cli.cli.eval_screen import counted
-from seats_cli.cli.loading import ended_like_ctrl_c, open_session, say_whose_answers
+from seats_cli.cli.loading import (
+    ended_like_ctrl_c,
+    leaving_at_once,
+    open_session,
+    quieten_libraries,
+    say_whose_answers,
+)
 from seats_cli.errors import MediaError
 
 if TYPE_CHECKING:
@@ -27,19 +33,21 @@ if TYPE_CHECKING:
 class BatchRequest:
     """One call of `seats ask` over many files, checked.
 
-    model, asked: keywords of ModelOptions and AskOptions
-    form:         None for what the output's name says
+    model, asked, limits: keywords of ModelOptions, AskOptions and media.Limits
+    form: None for what the output's name says
     """
 
     items: Sequence[Item]
     model: Mapping[str, Any]
     asked: Mapping[str, Any]
+    limits: Mapping[str, Any]
     output: Path | None = None
     form: str | None = None
     overwrite: bool = False
     retry_failed: bool = False
     fail_fast: bool = False
     unordered: bool = False
+    workers: int | None = None
 
 
 class _Enough(Exception):
@@ -117,22 +125,58 @@ def _records(
 def _answers(
     terminal: Terminal, request: BatchRequest, clips: "Sequence[Clip]", screen: BatchScreen
 ) -> Iterator["Record"]:
-    session = open_session(terminal, request.model)
+    """The records of clips that are there, by whoever was asked to answer."""
+    with ExitStack() as stack:
+        if request.workers is None:
+            answers = alone(terminal, request)
+        else:
+            answers = gather(terminal, request, len(clips), stack)
+        screen.begin()
+        with screen.shown():
+            yield from answers(clips, screen)
+
+
+Answers = Callable[["Sequence[Clip]", BatchScreen], Iterator["Record"]]
+
+
+def alone(terminal: Terminal, request: BatchRequest) -> Answers:
+    """The session of this process."""
+    session = open_session(terminal, request.model, request.limits, note=terminal.detail)
     from seats_cli.batch.reading import Listener
     from seats_cli.batch.run import run_batch
-    from seats_cli.session import AskOptions
+    from seats_cli.batch.team import described
 
-    say_whose_answers(terminal, session)
-    session.setup(AskOptions(**request.asked))  # what is wrong for every file is wrong before the first
-    screen.begin()
-    with screen.shown():
-        yield from run_batch(session, clips, _asking(request), listener=Listener(stage=screen.stage))
+    asking = _asking(request)
+    say_whose_answers(terminal, **described(session, asking))
+    return lambda clips, screen: run_batch(session, clips, asking, listener=Listener(stage=screen.stage))
+
+
+def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitStack) -> Answers:
+    """Processes, one a device; the stack ends them."""
+    quieten_libraries(terminal)
+    with leaving_at_once(terminal):
+        from seats_cli.batch.devices import choose_workers
+        from seats_cli.batch.reading import Listener
+        from seats_cli.batch.team import AnsweringCrew
+
+        model = request.model
+        devices = choose_workers(request.workers, n_clips, model["device"], model["model"])
+    terminal.detail(f"{counted(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}")
+    crew = stack.enter_context(
+        AnsweringCrew(devices, _asking(request), warn=terminal.warn, log=terminal.detail)
+    )
+    say_whose_answers(terminal, **crew.described)
+
+    def warn(message: str, path: str | None) -> None:
+        terminal.warn(message if path is None or path in message else f"{path}: {message}")
+
+    return lambda clips, screen: crew.answers(clips, Listener(stage=screen.stage, warn=warn))
 
 
 def _asking(request: BatchRequest) -> "Asking":
     from seats_cli.batch.records import Asking
 
-    return Asking(request.model, request.asked)
+    return Asking(request.model, request.asked, request.limits)
 
 
 def _problem_of(path: str) -> MediaError | None:
@@ -151,9 +195,12 @@ def _form(request: BatchRequest) -> str:
 
 
 def _opened(terminal: Terminal, request: BatchRequest) -> Output:
+    form = _form(request)
+    if form == "text" and len({item.question for item in request.items}) > 1:
+        form = "text with questions"
     if request.output is None:
-        return Stream(_form(request), terminal.answer_piece)
-    return open_output(request.output, _form(request), warn=terminal.warn, overwrite=request.overwrite)
+        return Stream(form, terminal.answer_piece)
+    return open_output(request.output, form, warn=terminal.warn, overwrite=request.overwrite)
 
 
 def _say_what_is_there(

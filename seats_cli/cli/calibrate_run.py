@@ -159,8 +159,9 @@ def gatherer(
     terminal: EvalTerminal, request: CalibrateRequest, n_clips: int
 ) -> "Callable[[Sequence[Setting]], AbstractContextManager[Team]]":
     """Who answers: workers, made anew for every batch of plans, or one session that stays."""
+    from seats_cli.batch.devices import choose_workers
     from seats_cli.lab.sweep import Alone, describe
-    from seats_cli.lab.workers import Crew, choose_workers
+    from seats_cli.lab.workers import Crew
 
     model = request.model
     devices = choose_workers(request.workers, n_clips, model["device"], model["model"])

@@ -72,6 +72,7 @@ def run_sweep(terminal: EvalTerminal, request: EvalRequest) -> int:
         progress = stack.enter_context(terminal.counting("answers"))
         quieten_libraries(terminal)
         with leaving_at_once(terminal):
+            from seats_cli.batch.devices import choose_workers
             from seats_cli.lab.sweep import (
                 by_setting,
                 check_caps,
@@ -80,7 +81,6 @@ def run_sweep(terminal: EvalTerminal, request: EvalRequest) -> int:
                 suite_tasks,
                 sweep,
             )
-            from seats_cli.lab.workers import choose_workers
 
             say_size(terminal, request.suite, samples is None)
             tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)

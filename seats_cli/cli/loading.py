@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +19,38 @@ EMBEDDED_NOTICE = (
 )
 
 
-def open_session(terminal: Terminal, model: Mapping[str, Any]) -> "Session":
-    """Load the model. Everything heavy is imported from here on, once all that was typed is checked."""
+def open_session(
+    terminal: Terminal,
+    model: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    *,
+    note: Callable[[str], None] | None = None,
+) -> "Session":
+    """Load the model. Everything heavy is imported from here on, once all that was typed is checked.
+
+    model, limits: keywords of ModelOptions and of media.Limits
+    note: who gets the counts of each clip, instead of a person."""
     with terminal.progress() as on_stage:
         if on_stage is not None:
             on_stage("load", 0, 0)
         quieten_libraries(terminal)
         with leaving_at_once(terminal):
-            from seats_cli.session import ModelOptions, Session
+            from seats_cli.session import Limits, ModelOptions, Session
 
-        return Session(ModelOptions(**model), log=terminal.detail, note=terminal.note, warn=terminal.warn)
+        return Session(
+            ModelOptions(**model),
+            log=terminal.detail,
+            note=note or terminal.note,
+            warn=terminal.warn,
+            limits=Limits(**limits),
+        )
 
 
-def say_whose_answers(terminal: Terminal, session: "Session") -> None:
+def say_whose_answers(terminal: Terminal, *, is_embedded: bool, random_weights: bool) -> None:
     """What a person should know of the model before they believe it."""
-    if session.is_embedded:
+    if is_embedded:
         terminal.note(EMBEDDED_NOTICE)
-    if session.random_weights:
+    if random_weights:
         terminal.warn("random weights (--load-format dummy): costs are real, the words mean nothing")
 
 

@@ -67,9 +67,9 @@ def run_trace(
         progress = stack.enter_context(terminal.counting("questions"))
         quieten_libraries(terminal)
         with leaving_at_once(terminal):
+            from seats_cli.batch.devices import choose_workers
             from seats_cli.lab.sweep import by_setting, keys_of, manifest_tasks, suite_tasks, sweep
             from seats_cli.lab.tracing import with_fewer_questions
-            from seats_cli.lab.workers import choose_workers
 
             say_size(terminal, request.suite, samples is None)
             tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)

@@ -57,7 +57,7 @@ class DecodeTogether:
         """Sequences that can be added now."""
         return self._decoder.slots - len(self._open)
 
-    def add(self, prefilled: Prefilled, next_position: int, options: DecodeOptions) -> Sequence:
+    def add(self, prefilled: Prefilled, next_position: float, options: DecodeOptions) -> Sequence:
         """Open a sequence behind a read prompt, whose cache is used up; `next_position` as `Generation` has
         it. Raises ValueError where no slot is free."""
         if not self.free:

@@ -2,13 +2,16 @@
 
 from .audio import SAMPLE_RATE
 from .clip import Clip, MediaInfo, open_clip
+from .limits import NO_LIMITS, Limits
 from .nvdec import VideoDecoding, check_hwaccel, choose_decoding
 from .sampling import Sampling, parse_time
 from .video import MediaWindow
 
 __all__ = [
+    "NO_LIMITS",
     "SAMPLE_RATE",
     "Clip",
+    "Limits",
     "MediaInfo",
     "MediaWindow",
     "Sampling",

@@ -18,6 +18,7 @@ from . import audio as audio_track
 from . import image as image_file
 from . import video as video_track
 from .audio import AudioScan
+from .limits import Limits
 from .nvdec import ON_CPU, VideoDecoding
 from .probe import Kind, Probe, Track, Warn, probe
 from .sampling import Sampling, frame_indices, frame_indices_by_time, is_variable_rate
@@ -73,17 +74,19 @@ def open_clip(
     *,
     warn: Warn | None = None,
     decoding: VideoDecoding = ON_CPU,
+    limits: Limits | None = None,
 ) -> Clip:
     """Opens a local video, audio or image file for reading; see `Clip`.
 
     Packet headers of the asked range are read, and its audio decoded once, so that counts are exact before
     any picture is decoded. `warn` is called with a line for people whenever the file does not give all it
     promised; without it, lines go to stderr. `decoding` says where frames are decoded, which changes none.
-    Raises kinds of `MediaError`: missing, format, encrypted, truncated, range.
+    Raises kinds of `MediaError`: missing, format, encrypted, truncated, range, and limit for a file that
+    would cost more than `limits` allow, generous by default.
     """
     sampling = sampling or Sampling()
     said = _Once(warn or _to_stderr)
-    file = probe(path, said)
+    file = probe(path, said, limits)
     return Clip(file, sampling, said, decoding)
 
 
@@ -192,6 +195,9 @@ class Clip:
         file = self._file
         start = file.origin_s + (sampling.start_s or 0.0)
         end = None if sampling.end_s is None else file.origin_s + sampling.end_s
+        stated = file.stated_end_s if end is None else end
+        if stated is not None:
+            file.guard.duration(stated - start)
         ends = []
         if file.audio is not None:
             found = audio_track.scan(file, file.audio, start, end, self._warn)

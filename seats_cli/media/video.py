@@ -85,17 +85,18 @@ def _scan_from(file: Probe, track: Track, seek_s: float | None, end_s: float | N
     """The index from a demuxing pass; None when the container gives frames no presentation times."""
     rows, keys = array("q"), array("q")  # flat, because a tuple a frame would be tens of MB in a long file
     shown_s = 0.0
-    with open_container(file.path, only=track.index) as container:
+    with open_container(file.path, file.guard, only=track.index) as container:
         stream = stream_of(container, track)
         base = stream.time_base
         limit = math.inf if end_s is None else end_s / base
         if seek_s is not None and not seek(container, stream, int(seek_s / base)):
             return None
         place = -1
-        for packet in packets(container, stream):
+        for packet in packets(container, stream, file.guard):
             if packet.size == 0:
                 continue
             place += 1
+            file.guard.frames(place + 1)
             if packet.pts is None:
                 return None
             if packet.is_keyframe:
@@ -118,10 +119,11 @@ def _scan_by_decoding(file: Probe, track: Track, end_s: float | None) -> VideoIn
     base = 1 / Fraction(track.average_fps or 25).limit_denominator(100_000)
     frames = 0
     first = round(track.first_s / base)
-    with open_container(file.path, only=track.index) as container:
+    with open_container(file.path, file.guard, only=track.index) as container:
         stream = stream_of(container, track)
-        for packet in packets(container, stream):
-            frames += len(decode(packet) or [])
+        for packet in packets(container, stream, file.guard):
+            frames += len(decode(packet, file.guard) or [])
+            file.guard.frames(frames)
             if end_s is not None and (first + frames - 1) * base > end_s:
                 break
     rows = array("q", (number for frame in range(frames) for number in (first + frame, frame)))
@@ -239,7 +241,9 @@ class FrameReader:
 
     def _open(self) -> None:
         self.close()
-        self._container = self._open_on_gpu() or open_container(self.file.path, only=self.track.index)
+        self._container = self._open_on_gpu() or open_container(
+            self.file.path, self.file.guard, only=self.track.index
+        )
         self._stream = stream_of(self._container, self.track)
         if self.gpu is None:
             self._stream.thread_type = "AUTO"
@@ -248,7 +252,7 @@ class FrameReader:
         self._place = 0 if self.index.from_start else None
         self._landed = None
         self._number = round(self.track.first_s / self.index.time_base)
-        self._packets = packets(self._container, self._stream)
+        self._packets = packets(self._container, self._stream, self.file.guard)
         self._frames = self._decoded()
 
     def _open_on_gpu(self) -> Any:
@@ -256,7 +260,9 @@ class FrameReader:
         if self.gpu is None:
             return None
         try:
-            container = open_container(self.file.path, self.track.index, acceleration(self.gpu))
+            container = open_container(
+                self.file.path, self.file.guard, self.track.index, acceleration(self.gpu)
+            )
         except av.FFmpegError as error:  # of the device: without it, this file has been opened before
             self.gpu, self.reason = None, f"the GPU's decoder does not open: {error.strerror}"
             return None
@@ -278,7 +284,7 @@ class FrameReader:
     def _decoded(self) -> Iterator[tuple[int, Any]]:
         """(ticks, frame) in presentation order from where the container stands."""
         for packet in self._packets:
-            frames = decode(packet)
+            frames = decode(packet, self.file.guard)
             if packet.size and self._place is not None:
                 self._place += 1
             if frames is None:
@@ -313,7 +319,7 @@ class FrameReader:
     def _seek_to_key(self, key: int) -> None:
         """Stands before keyframe `key`; if that fails, at the start of the file, and seeks no more."""
         if key >= 0 and seek(self._container, self._stream, int(self.index.keys[key, 2])):
-            self._packets = packets(self._container, self._stream)
+            self._packets = packets(self._container, self._stream, self.file.guard)
             first = next(self._packets, None)
             pts = first.pts if first is not None and first.size else None
             landed = -1 if pts is None else int(np.argmax(self.index.keys[:, 1] == pts))

@@ -33,7 +33,7 @@ class PlayedGpu:
     def open(self, reader):
         if reader.gpu is None:
             return None
-        self.containers.append(open_container(reader.file.path, only=reader.track.index))
+        self.containers.append(open_container(reader.file.path, reader.file.guard, only=reader.track.index))
         return self.containers[-1]
 
     def decode(self, packet):
