@@ -36,8 +36,8 @@ class PlayedGpu:
         self.containers.append(open_container(reader.file.path, reader.file.guard, only=reader.track.index))
         return self.containers[-1]
 
-    def decode(self, packet):
-        frames = decode(packet)
+    def decode(self, packet, guard):
+        frames = decode(packet, guard)
         if frames is None or not any(packet.stream.container is one for one in self.containers):
             return frames
         self.at += len(frames)
