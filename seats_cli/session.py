@@ -26,7 +26,15 @@ from seats_cli.measure import report as reporting
 from seats_cli.measure.clock import Stopwatch, peak_memory, reset_peak_memory
 from seats_cli.measure.compute import kv_bytes, prefill_flops
 from seats_cli.measure.report import Report
-from seats_cli.media import Clip, Limits, Sampling, check_hwaccel, choose_decoding, open_clip
+from seats_cli.media import (
+    Limits,
+    OpenedClip,
+    Opener,
+    Sampling,
+    check_hwaccel,
+    choose_decoding,
+    open_clip,
+)
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.load import load_model
 from seats_cli.model.preprocess import PixelCaps
@@ -108,7 +116,7 @@ class ReadClip:
 
     media: str | Path
     mtime: float
-    clip: Clip
+    clip: OpenedClip
     shape: MediaShape
     encoded: EncodedMedia
     sampling: Sampling
@@ -200,19 +208,21 @@ class Session:
         *,
         on_stage: OnStage | None = None,
         warn: Callable[[str], None] | None = None,
+        opener: Opener = open_clip,
     ) -> ReadClip:
         """Open, decode and encode a file once; `ask` takes the result in the file's place.
 
         Only what `options` say about the clip and the preset matters here. Holds every embedding in memory.
         May run in a thread of its own while another clip is answered. `warn`: who is told of this file's
-        losses, instead of the session's own. Raises as `ask` does.
+        losses, instead of the session's own; `opener`: who opens and decodes it, a `DecoderProcess.open`
+        perhaps. Raises as `ask` does.
         """
         options = options or AskOptions()
         told, warn = on_stage or (lambda *_: None), warn or self._warn
         with torch.inference_mode(), explained_memory():
             preset, sampling = self.setup(options).preset, options.sampling
             clock = Stopwatch(self.adapter.device, wait=not self.adapter.on_one_device)
-            with self._opened(media, sampling, preset, clock, told, warn) as (clip, mtime, shape):
+            with self._opened(media, sampling, preset, clock, told, warn, opener) as (clip, mtime, shape):
                 for line in (clip.video_used, clip.audio_used):
                     self._log(line)
                 encoded = encode_all(
@@ -355,7 +365,7 @@ class Session:
         clock: Stopwatch,
         on_stage: OnStage,
         warn: Callable[[str], None],
-    ) -> Iterator[tuple[Clip, float, MediaShape, Clip | EncodedMedia]]:
+    ) -> Iterator[tuple[OpenedClip, float, MediaShape, OpenedClip | EncodedMedia]]:
         """What a question is asked about: the clip, its mtime and tokens, and where these come from."""
         if isinstance(media, ReadClip):
             if (sampling, preset.windows, preset.caps) != (media.sampling, media.windows, media.caps):
@@ -377,10 +387,11 @@ class Session:
         clock: Stopwatch,
         on_stage: OnStage,
         warn: Callable[[str], None],
-    ) -> Iterator[tuple[Clip, float, MediaShape]]:
+        opener: Opener = open_clip,
+    ) -> Iterator[tuple[OpenedClip, float, MediaShape]]:
         on_stage("probe", 0, 0)
         with clock.stage("probe"):
-            clip = open_clip(media, sampling, warn=warn, decoding=self.video_decoding, limits=self._limits)
+            clip = opener(media, sampling, warn=warn, decoding=self.video_decoding, limits=self._limits)
             mtime = Path(media).stat().st_mtime
         with clip:
             shape = media_shape(self.adapter, clip, preset)
@@ -419,7 +430,7 @@ class Session:
 
     def _say_plan(
         self,
-        clip: Clip,
+        clip: OpenedClip,
         prompt: Prompt,
         plan: Plan,
         setup: Setup,
@@ -440,7 +451,7 @@ class Session:
             f"{layout.n_text - n_image} of text; expected retention {plan.expected_retention:.3f}"
         )
 
-    def _say_decoder(self, clip: Clip) -> None:
+    def _say_decoder(self, clip: OpenedClip) -> None:
         if clip.decoder_used:
             self._log(clip.decoder_used)
 
@@ -493,7 +504,7 @@ class Run:
     media: str | Path
     question: str
     options: AskOptions
-    clip: Clip
+    clip: OpenedClip
     mtime: float
     prompt: Prompt
     plan: Plan
@@ -502,7 +513,7 @@ class Run:
     kv_bytes: int
 
 
-def media_shape(adapter: Adapter, clip: Clip, preset: Preset) -> MediaShape:
+def media_shape(adapter: Adapter, clip: OpenedClip, preset: Preset) -> MediaShape:
     """How many tokens the clip becomes, from its counts alone; the preset caps the tokens of a frame."""
     info, caps = clip.info, preset.caps
     if info.kind == "image":
@@ -529,7 +540,7 @@ def clip_counts(prompt: Prompt, shape: MediaShape) -> ClipCounts:
     )
 
 
-def media_record(media: str | Path, clip: Clip, mtime: float) -> dict[str, Any]:
+def media_record(media: str | Path, clip: OpenedClip, mtime: float) -> dict[str, Any]:
     """The report's `media`: the file, and what of it was used."""
     return {
         **asdict(clip.info),

@@ -196,10 +196,16 @@ def seek(container: Any, stream: Any, ticks: int) -> bool:
     return True
 
 
-def probe(path: str | os.PathLike[str], warn: Warn, limits: Limits | None = None) -> Probe:
-    """What the file holds, with the head of each track decoded; raises the kinds of `MediaError`."""
+def probe(
+    path: str | os.PathLike[str],
+    warn: Warn,
+    limits: Limits | None = None,
+    beat: Callable[[], None] | None = None,
+) -> Probe:
+    """What the file holds, with the head of each track decoded; raises the kinds of `MediaError`. `beat` as
+    in `Guard`."""
     file = check_path(path)
-    guard = Guard(path, limits or Limits())
+    guard = Guard(path, limits or Limits(), beat)
     guard.size(file.stat().st_size)
     try:
         container = open_container(file, guard)

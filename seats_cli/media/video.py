@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import av
@@ -22,6 +23,9 @@ _SEEK_GAIN = (
 _SCAN_MARGIN_S = (
     2.0  # a range's scan begins this much early, so that its first keyframe is certainly before it
 )
+
+Place = Callable[[tuple[int, ...]], np.ndarray]
+"""Gives the memory for an array of a shape, of uint8."""
 
 
 @dataclass(frozen=True)
@@ -342,15 +346,26 @@ class FrameReader:
 
 
 def windows(
-    reader: FrameReader, rows: np.ndarray, times_s: np.ndarray, frames_per_window: int, warn: Warn
+    reader: FrameReader,
+    rows: np.ndarray,
+    times_s: np.ndarray,
+    frames_per_window: int,
+    warn: Warn,
+    place: Place | None = None,
 ) -> Iterator[MediaWindow]:
     """The frames at `rows` of the index in windows of `frames_per_window` (the last may be shorter).
 
-    One window of pixels is held at a time. Frames that did not decode are reported through `warn` at the end.
+    One window of pixels is held at a time, in memory that `place` gives, its own by default. Frames that did
+    not decode are reported through `warn` at the end.
     """
+    place = place or partial(np.empty, dtype=np.uint8)
     for index, first in enumerate(range(0, len(rows), frames_per_window)):
         part = rows[first : first + frames_per_window]
-        frames = np.stack([reader.read(int(row)) for row in part])
+        first_frame = reader.read(int(part[0]))
+        frames = place((len(part), *first_frame.shape))
+        frames[0] = first_frame
+        for position, row in enumerate(part[1:], 1):
+            frames[position] = reader.read(int(row))
         times = times_s[first : first + frames_per_window]
         yield MediaWindow(index, float(times[0]), frames, times)
     name = reader.file.path.name
