@@ -84,6 +84,8 @@ def ask(
     fail_fast: many.FailFastOption = False,
     unordered: many.UnorderedOption = False,
     workers: many.WorkersOption = None,
+    readers: many.ReadersOption = None,
+    batch_size: many.BatchSizeOption = None,
     stats: opt.StatsOption = None,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = False,
@@ -155,6 +157,8 @@ def ask(
             ("--fail-fast", fail_fast),
             ("--unordered", unordered),
             ("--workers", workers),
+            ("--readers", readers),
+            ("--batch-size", batch_size),
         ]
     )
     if as_json or compare or not (batch or sources.many):
@@ -189,6 +193,8 @@ def ask(
         fail_fast=fail_fast,
         unordered=unordered,
         workers=workers,
+        readers=readers,
+        batch_size=batch_size,
     )
     raise typer.Exit(run_many(terminal, many_asked))
 

@@ -222,7 +222,7 @@ class _Process:
             for _, there in links:
                 there.close()  # so that its death closes the pipes
         self.commands = links[0][0]
-        self.video, self.audio = _Lane(links[1][0], self), _Lane(links[2][0], self)
+        self.video, self.audio = _Lane(links[1][0]), _Lane(links[2][0])
         self._ready = False
         self._fate: SeatsError | None = None  # why this process has killed it
 
@@ -299,8 +299,8 @@ def _told_of_death(process: _Process, desk: _Desk) -> Iterator[None]:
 class _Lane:
     """The streams of one kind, one at a time."""
 
-    def __init__(self, link: Connection, process: _Process) -> None:
-        self._link, self._process = link, process
+    def __init__(self, link: Connection) -> None:
+        self._link = link
         self._speaking = threading.Lock()  # a stream is ended by whoever closes the clip
         self._ring: Lender | None = None
         self._number = 0  # of the stream that was begun last
@@ -314,9 +314,9 @@ class _Lane:
         number = self._begin(desk, size, slot_bytes)
         try:
             while True:
+                self._check(desk, number)
                 message = self._next(desk)
-                if number != self._number or not self._running:
-                    raise ValueError(f"{desk.path}: the stream was ended by another, or with its clip")
+                self._check(desk, number)
                 if message[0] == "item":
                     assert self._ring is not None  # `_begin` has made it
                     _, slot, shape, dtype, rest = message
@@ -332,6 +332,10 @@ class _Lane:
             if number == self._number:
                 self.stop()
 
+    def _check(self, desk: _Desk, number: int) -> None:
+        if number != self._number or not self._running:
+            raise ValueError(f"{desk.path}: the stream was ended by another, or with its clip")
+
     def stop(self) -> None:
         """The stream's rest is not wanted."""
         if self._running:
@@ -343,7 +347,7 @@ class _Lane:
         self.stop()
         slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         shape = (slots_for(slot_bytes), slot_bytes)
-        with _told_of_death(self._process, desk):
+        with _told_of_death(desk.process, desk):
             if self._ring is not None and (self._ring.slots, self._ring.slot_bytes) == shape:
                 new, ring = None, self._ring
                 self._say("begin", size, None)
@@ -352,12 +356,12 @@ class _Lane:
                 ring = Lender(os.dup(new), *shape)
                 try:
                     self._say("begin", size, shape)
-                    send_handle(self._link, new, self._process.pid)
+                    send_handle(self._link, new, desk.process.pid)
                 finally:
                     os.close(new)
         self._number += 1
         self._running = True
-        while (message := self._process.receive(self._link, desk))[0] != "began":  # what is left of others
+        while (message := desk.process.receive(self._link, desk))[0] != "began":  # what is left of others
             if message[0] == "item" and ring is self._ring:
                 ring.skip(message[1])
         self._ring = ring
@@ -367,9 +371,9 @@ class _Lane:
         """The next message, after the slots that are free again are given back."""
         assert self._ring is not None  # `_begin` has made it
         if slots := self._ring.returned():
-            with _told_of_death(self._process, desk):
+            with _told_of_death(desk.process, desk):
                 self._say("free", slots)
-        return self._process.receive(self._link, desk)
+        return desk.process.receive(self._link, desk)
 
     def _say(self, *message: Any) -> None:
         with self._speaking:

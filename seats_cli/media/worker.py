@@ -222,6 +222,7 @@ class _Streams:
             self._link.send(("end",))
         except _Stopped as stop:
             following = stop.args[0]
+            self._link.send(("end",))  # somebody may still wait
         except Exception as error:
             self._link.send(("error", _told(error)))
         finally:
