@@ -13,17 +13,17 @@ import torch
 from seats_cli.errors import DeviceError, ModelError, UsageError
 from seats_cli.model.adapter import Adapter
 from seats_cli.model.checkpoint import EMBEDDED, Checkpoint, Log, eos_ids, locate, read_preprocessor
+from seats_cli.model.footprint import weight_bytes
 from seats_cli.model.load import (
     assemble,
-    choose_device,
-    choose_dtype,
     has_tokenizer,
-    quiet_transformers,
     read_thinker_config,
     read_tokenizer,
     thinker_config,
 )
+from seats_cli.model.placement import DTYPES, choose_dtype, choose_placement, gib
 from seats_cli.model.preprocess import MelSpec, PixelStats
+from seats_cli.model.weights import ATTENTION, on_meta, quiet_transformers
 from seats_cli.presets import load_preset
 
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -96,20 +96,21 @@ def _preset_config(model: str) -> Any:
 def _random_network(config: Any, device: str, dtype: str, log: Log) -> Any:
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-    with torch.device("meta"):
-        n_parameters = sum(p.numel() for p in Qwen2_5OmniThinkerForConditionalGeneration(config).parameters())
-    placed = choose_device(device, n_parameters, dtype, log)
-    if isinstance(placed, str):
+    sizes = on_meta(Qwen2_5OmniThinkerForConditionalGeneration, config, DTYPES.get(dtype, torch.bfloat16))
+    placement = choose_placement(device, "none", weight_bytes(sizes, sizes.dtype).total, log)
+    if placement.spread is not None:
         raise DeviceError(
-            f"{n_parameters / 1e9:.1f} B random weights do not fit on one GPU",
+            f"{gib(weight_bytes(sizes, sizes.dtype).total)} of random weights do not fit on one GPU",
             hint="random weights are made on one device; use --dtype bfloat16 or --device cpu",
         )
+    placed = placement.device
+    n_parameters = sum(p.numel() for p in sizes.parameters())
     precision = choose_dtype(dtype, placed, n_parameters, "BF16", log)
     cuda = [placed.index or 0] if placed.type == "cuda" else []
     with quiet_transformers(), torch.random.fork_rng(devices=cuda), torch.device(placed):
         torch.manual_seed(SEED)
         return Qwen2_5OmniThinkerForConditionalGeneration._from_config(
-            config, dtype=precision, attn_implementation="sdpa"
+            config, dtype=precision, attn_implementation=ATTENTION
         )
 
 

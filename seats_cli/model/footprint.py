@@ -1,0 +1,56 @@
+"""Bytes of a network's weights before there are any, by part: what fits is decided and shown from these."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from seats_cli.model.quantize import ENCODERS, SCHEMES, is_quantised_part
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes of weights and buffers.
+
+    decoder: the language model's layers; outside: its embeddings, head and last norm; encoders: vision, audio
+    """
+
+    decoder: int
+    outside: int
+    encoders: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.decoder + self.outside + self.encoders
+
+
+def weight_bytes(network: nn.Module, dtype: torch.dtype, quantize: str = "none") -> WeightBytes:
+    """Of a network on the meta device, once it is loaded in `dtype` under `--quantize`.
+
+    Linear layers of the decoder take what the scheme says, everything else its elements times the dtype's
+    size; tied weights count once.
+    """
+    scheme = SCHEMES.get(quantize)
+    found = {"decoder": 0, "outside": 0, "encoders": 0}
+    seen: set[int] = set()
+    for name, module in network.named_modules():
+        parts = name.split(".")
+        part = "decoder" if "layers" in parts else "outside"
+        if any(encoder in parts for encoder in ENCODERS):
+            part = "encoders"
+        for own, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if scheme is not None and own == "weight" and is_quantised_part(name, module):
+                found[part] += scheme.bytes_of(*parameter.shape)
+            else:
+                found[part] += parameter.numel() * dtype.itemsize
+        found[part] += sum(b.numel() * b.element_size() for b in module.buffers(recurse=False))
+    return WeightBytes(**found)
+
+
+def stored_bytes(tensors: dict[str, tuple[int, int]]) -> int:
+    """Of weights given as (elements, bits of each): what a quantised checkpoint takes as it is stored."""
+    return sum(n * bits // 8 for n, bits in tensors.values())
