@@ -50,6 +50,8 @@ class ModelOptions:
     device: str = "auto"
     dtype: str = "auto"
     load_format: str = "auto"
+    quantize: str = "none"
+    device_map: str = "none"
     revision: str | None = None
     offline: bool = False
     compile: bool = True
@@ -146,6 +148,8 @@ class Session:
                 device=self.options.device,
                 dtype=self.options.dtype,
                 load_format=self.options.load_format,
+                quantize=self.options.quantize,
+                device_map=self.options.device_map,
                 revision=self.options.revision,
                 offline=self.options.offline,
                 fuse=self.options.compile,
@@ -403,6 +407,7 @@ class Session:
             revision=adapter.revision,
             family=adapter.geometry.family,
             parameters=adapter.parameter_count,
+            quantization=adapter.quantization,
             random_weights=adapter.random_weights,
         )
 

@@ -163,7 +163,7 @@ def gatherer(
     from seats_cli.lab.workers import Crew, choose_workers
 
     model = request.model
-    devices = choose_workers(request.workers, n_clips, model["device"], model["model"])
+    devices = choose_workers(request.workers, n_clips, model)
     if len(devices) > 1:
 
         @contextmanager

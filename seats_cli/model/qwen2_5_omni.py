@@ -21,11 +21,12 @@ from transformers.vision_utils import get_vision_window_index
 from seats_cli.errors import ModelError
 from seats_cli.model.adapter import Adapter, Encoded, Geometry, MediaShape, Prompt, Rotary
 from seats_cli.model.fused_audio import FusedAudio
-from seats_cli.model.fused_modules import can_pack
+from seats_cli.model.fused_modules import said_of_paths, why_not_packed
 from seats_cli.model.fused_text import FusedText
 from seats_cli.model.fused_vision import FusedVision
 from seats_cli.model.kernels import attention_received as attention_received_fused
 from seats_cli.model.kernels import has_triton, is_fused, matvec, rms_norm
+from seats_cli.model.placement import computing_device
 from seats_cli.model.preprocess import (
     MelSpec,
     PixelCaps,
@@ -79,8 +80,10 @@ class Qwen25OmniAdapter(Adapter):
         self.notes = tuple(notes)
         self.geometry = read_geometry(model.config, mel_spec)
         self.dtype = self._text.embed_tokens.weight.dtype
-        self.device = self._text.embed_tokens.weight.device
-        self._layer_devices = [_device(layer) for layer in self._text.layers]
+        self.device = computing_device(self._text.embed_tokens)
+        self._layer_devices = [computing_device(layer) for layer in self._text.layers]
+        self._vision_device = computing_device(self._visual)
+        self._audio_device = computing_device(self._audio)
         self._fast_text: FusedText | None = None
         self._fast_vision: FusedVision | None = None
         self._fast_audio: FusedAudio | None = None
@@ -95,19 +98,18 @@ class Qwen25OmniAdapter(Adapter):
     @torch.no_grad()
     def fuse(self) -> str:
         """See `Adapter.fuse`."""
-        if not can_pack(self._text, self._visual, self._audio):
-            return "reference paths: the weights are quantised, offloaded or spread over devices"
         geometry = self.geometry
         layers = self._text.layers
-        self._fast_text = FusedText(layers, geometry.n_heads, geometry.n_kv_heads, geometry.head_dim)
-        self._fast_vision = FusedVision(self._visual)
-        self._fast_audio = FusedAudio(self._audio)
-        self.fused = True
-        if self.device.type != "cuda":
-            return f"fast paths: packed products and batched windows, on {self.device.type}"
-        return "fast paths: packed products, batched windows, " + (
-            "Triton kernels" if has_triton() else "without Triton's kernels, since it is not installed"
-        )
+        not_text = why_not_packed(self._text, self._model.lm_head)
+        not_seen, not_heard = why_not_packed(self._visual), why_not_packed(self._audio)
+        if not_text is None:
+            self._fast_text = FusedText(layers, geometry.n_heads, geometry.n_kv_heads, geometry.head_dim)
+        if not_seen is None:
+            self._fast_vision = FusedVision(self._visual)
+        if not_heard is None:
+            self._fast_audio = FusedAudio(self._audio)
+        self.fused = not (not_text or not_seen or not_heard)
+        return said_of_paths(self.device, decoder=not_text, vision=not_seen, audio=not_heard)
 
     @property
     def decodes_in_graph(self) -> bool:
@@ -122,7 +124,8 @@ class Qwen25OmniAdapter(Adapter):
     @property
     def parameter_count(self) -> int:
         """Parameters materialised (language model and encoders)."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
+        counted: int = self._model.num_parameters()  # knows weights of which a byte holds two
+        return counted
 
     @property
     def audio_block_frames(self) -> int:
@@ -212,10 +215,8 @@ class Qwen25OmniAdapter(Adapter):
 
     def _patches(self, frames: torch.Tensor, grid: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised patches of frames of any size, and the grid_thw (1, 3) of them."""
-        geometry, weight = self.geometry, self._visual.patch_embed.proj.weight
-        resized = resize_frames(
-            frames.to(weight.device), (grid[1] * geometry.patch, grid[2] * geometry.patch)
-        )
+        geometry, device = self.geometry, self._vision_device
+        resized = resize_frames(frames.to(device), (grid[1] * geometry.patch, grid[2] * geometry.patch))
         patches = patchify(
             resized,
             self.pixel_stats,
@@ -224,7 +225,8 @@ class Qwen25OmniAdapter(Adapter):
             merge=geometry.merge,
         )
         grids = patches.shape[0] // (grid[1] * grid[2])
-        return patches.to(weight.dtype), torch.tensor([[grids, grid[1], grid[2]]], device=weight.device)
+        dtype = self._visual.patch_embed.proj.weight.dtype
+        return patches.to(dtype), torch.tensor([[grids, grid[1], grid[2]]], device=device)
 
     def _encode_frames(
         self, frames: torch.Tensor, grid: tuple[int, int, int], window: int, with_saliency: bool
@@ -278,16 +280,15 @@ class Qwen25OmniAdapter(Adapter):
         n_tokens = audio_token_count(mel.shape[1])
         if not n_tokens:
             return self._nothing(with_saliency)
-        weight = self._audio.conv1.weight
+        features = mel.to(self._audio_device, self._audio.conv1.weight.dtype)
         if self._fast_audio is not None:
-            embeddings, qkv = self._fast_audio(mel.to(weight.device, weight.dtype), last=with_saliency)
+            embeddings, qkv = self._fast_audio(features, last=with_saliency)
             embeddings = embeddings.to(self.device, self.dtype)
             if qkv is None:
                 return Encoded(embeddings, None)
             received = received_from_qkv(qkv, self._fast_audio.n_heads, window)
             return Encoded(embeddings, received[: 2 * n_tokens].view(n_tokens, 2).mean(dim=1).to(self.device))
-        lengths = torch.tensor([mel.shape[1]], device=weight.device)
-        features = mel.to(weight.device, weight.dtype)
+        lengths = torch.tensor([mel.shape[1]], device=self._audio_device)
         if not with_saliency:
             embeddings = self._audio(features, feature_lens=lengths).last_hidden_state
             return Encoded(embeddings.to(self.device, self.dtype), None)
@@ -310,13 +311,14 @@ class Qwen25OmniAdapter(Adapter):
     @torch.no_grad()
     def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
         """See `Adapter.embed_text`."""
-        return self._text.embed_tokens(input_ids.to(self.device))
+        return self._text.embed_tokens(input_ids.to(self.device)).to(self.device)
 
     @torch.no_grad()
     def rotary(self, position: torch.Tensor) -> Rotary:
         """See `Adapter.rotary`."""
         like = torch.empty(0, dtype=self.dtype, device=self.device)
-        return self._text.rotary_emb(like, position.to(self.device)[:, None])
+        cos, sin = self._text.rotary_emb(like, position.to(self.device)[:, None])
+        return cos.to(self.device), sin.to(self.device)
 
     @torch.no_grad()
     def run_layer(self, index: int, hidden: torch.Tensor, rotary: Rotary, cache: Any | None) -> torch.Tensor:
@@ -378,8 +380,8 @@ class Qwen25OmniAdapter(Adapter):
         """See `Adapter.final_logits`."""
         if last_only:
             hidden = hidden[:, -1:]
-        normed = self._text.norm(hidden.to(self._text.norm.weight.device))
-        return self._model.lm_head(normed.to(self._model.lm_head.weight.device))
+        normed = self._text.norm(hidden.to(computing_device(self._text.norm)))
+        return self._model.lm_head(normed.to(computing_device(self._model.lm_head)))
 
 
 def attention_received(query: torch.Tensor, key: torch.Tensor, window: int, scaling: float) -> torch.Tensor:
@@ -427,14 +429,6 @@ def _last_input(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
         yield seen
     finally:
         handle.remove()
-
-
-def _device(module: torch.nn.Module) -> torch.device:
-    """Where a module computes: its weights' device, or the hook's where weights are offloaded."""
-    hook_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    if hook_device is not None:
-        return torch.device(f"cuda:{hook_device}" if isinstance(hook_device, int) else hook_device)
-    return next(module.parameters()).device
 
 
 def read_geometry(config: Any, mel: MelSpec) -> Geometry:
