@@ -105,7 +105,7 @@ def test_scores_and_logits_are_those_of_the_dequantised_weights(name: str, path:
     found, expected = outcome(adapter), outcome(twin)
     torch.testing.assert_close(found["saliency"], expected["saliency"], rtol=1e-4, atol=1e-6)
     # 8bit rounds the activations as well, so that its products are its own
-    allowed = 0.1 if name == "8bit" else 1e-4
+    allowed = 0.15 if name == "8bit" else 1e-4
     for what in ("scores", "logits"):
         error = (found[what] - expected[what]).norm() / expected[what].norm()
         assert error < allowed, (what, float(error))
