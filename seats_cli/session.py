@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from seats_cli.engine import fit
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.decode import DecodeOptions, Generation, answer_log_likelihood
 from seats_cli.engine.encode import EncodedMedia, OnStage, encode, encode_all
+from seats_cli.engine.fit import clip_counts
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.memory import explained_memory
 from seats_cli.engine.prefill import Prefilled, prefill
@@ -28,11 +30,10 @@ from seats_cli.measure.report import Report
 from seats_cli.media import Clip, Sampling, open_clip
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.load import load_model
-from seats_cli.model.preprocess import PixelCaps
 from seats_cli.presets import Preset, StageOneWindows, TokenCaps, resolve_model
 from seats_cli.selection.methods import Method, find_method
 from seats_cli.selection.options import Setup, configure
-from seats_cli.selection.plan import ClipCounts, Plan
+from seats_cli.selection.plan import Plan
 
 EMBEDDED_MODEL = "tiny"
 CACHE_ROOM = 1024  # decoded tokens that a layer's cache has room for at first, unless fewer are asked for
@@ -427,28 +428,21 @@ class Run:
 
 def media_shape(adapter: Adapter, clip: Clip, preset: Preset) -> MediaShape:
     """How many tokens the clip becomes, from its counts alone; the preset caps the tokens of a frame."""
-    info, caps = clip.info, preset.caps
+    return fit.media_shape(adapter, clip_facts(clip), preset)
+
+
+def clip_facts(clip: Clip, start_s: float | None = None) -> fit.ClipFacts:
+    """What of an opened clip is looked at, from `start_s` of its file on."""
+    info = clip.info
     if info.kind == "image":
-        return adapter.media_shape(image_size=(info.height, info.width))
-    return adapter.media_shape(
+        return fit.ClipFacts(image_size=(info.height, info.width))
+    return fit.ClipFacts(
         n_frames=len(clip.frame_times_s),
         height=info.height,
         width=info.width,
         sample_fps=clip.sample_fps,
         n_samples=clip.n_samples,
-        caps=PixelCaps(caps.min_per_grid, caps.max_per_grid, caps.total),
-    )
-
-
-def clip_counts(prompt: Prompt, shape: MediaShape) -> ClipCounts:
-    """What planning must know of a laid-out prompt."""
-    layout = prompt.layout
-    return ClipCounts(
-        n_video=layout.n_video,
-        n_audio=layout.n_audio,
-        tokens_per_grid=shape.tokens_per_grid,
-        n_windows=int(layout.window.max()) + 1,
-        n_text=layout.n_text,
+        start_s=start_s or 0.0,
     )
 
 

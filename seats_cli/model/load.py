@@ -95,7 +95,7 @@ def load_model(
         return _fused(load_dummy(model, device=device, dtype=dtype, log=tell, notes=notes), fuse, tell)
     checkpoint = locate(model, revision=revision, offline=is_offline(offline), log=tell)
     thinker = read_thinker_config(checkpoint)
-    stored = stored_quantization(*_raw_configs(checkpoint))
+    stored = stored_quantization(*raw_configs(checkpoint))
     if stored is not None:
         refuse_twice(stored, quantize, checkpoint.name)
         require_packages(stored, checkpoint.name)
@@ -142,14 +142,12 @@ def _load_network(
     checkpoint: Checkpoint, config: Any, tensors: Mapping[str, Any], asked: Asked, log: Log
 ) -> Any:
     """Choose where the weights go and load them there. `tensors`: safetensors slices by name."""
-    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
-
     stored_types = [tensor.get_dtype() for tensor in tensors.values()]
     sizes = [math.prod(tensor.get_shape()) for tensor in tensors.values()]
     is_stored = getattr(config, "quantization_config", None) is not None
     usual = "F16" if is_stored else stored_types[0] if stored_types else "F32"
     expected = DTYPES.get(asked.dtype, torch.bfloat16)
-    network = on_meta(Qwen2_5OmniThinkerForConditionalGeneration, config, expected)
+    network = on_meta(network_class(config), config, expected)
     if is_stored:
         needed = sum(n * STORED_BYTES.get(kind, 1) for n, kind in zip(sizes, stored_types, strict=True))
     else:
@@ -157,13 +155,20 @@ def _load_network(
     placement = choose_placement(asked.device, asked.device_map, needed, log)
     precision = choose_dtype(asked.dtype, placement.device, sum(sizes), usual, log)
     if precision != expected:
-        network = on_meta(Qwen2_5OmniThinkerForConditionalGeneration, config, precision)
+        network = on_meta(network_class(config), config, precision)
     how = None
     if asked.quantize != NONE:
         check_scheme(asked.quantize, placement.device.type, precision)
         how = quantization_config(asked.quantize, network, precision)
         log(f"weights: the decoder's linear layers in {asked.quantize}; encoders and head in {precision}")
     return load_weights(checkpoint, network, tensors, placement, precision, how)
+
+
+def network_class(config: Any) -> Any:
+    """transformers' class of a thinker with this config."""
+    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+    return Qwen2_5OmniThinkerForConditionalGeneration
 
 
 def refuse_for_dummy(quantize: str, device_map: str) -> None:
@@ -254,14 +259,14 @@ def read_thinker_config(checkpoint: Checkpoint) -> Any:
     return thinker_config(thinker)
 
 
-def _raw_configs(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def raw_configs(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """config.json, and the thinker's part of it."""
     raw = checkpoint.read_json("config.json") or {}
     return raw, raw.get("thinker_config", raw)
 
 
 def _stated_eos(checkpoint: Checkpoint) -> set[int]:
-    raw, thinker = _raw_configs(checkpoint)
+    raw, thinker = raw_configs(checkpoint)
     return eos_ids(checkpoint, [raw, thinker, thinker.get("text_config", {})])
 
 

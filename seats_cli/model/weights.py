@@ -25,10 +25,16 @@ ATTENTION = "sdpa"
 HARMLESS_KEYS = ("inv_freq", "positional_embedding")  # computed buffers that some checkpoints carry along
 
 
-def on_meta(network_class: Any, config: Any, dtype: torch.dtype) -> Any:
-    """The network without weights: every parameter has its shape and dtype and takes no memory."""
+def on_meta(
+    network_class: Any, config: Any, dtype: torch.dtype, loading: Mapping[str, Any] | None = None
+) -> Any:
+    """The network without weights: every parameter has its shape and dtype and takes no memory.
+
+    loading: further choices of implementations, by the names of `from_pretrained`'s arguments
+    """
     config = copy.deepcopy(config)
-    config._attn_implementation = ATTENTION
+    for name, value in {"attn_implementation": ATTENTION, **(loading or {})}.items():
+        setattr(config, f"_{name}", value)
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         if part is not None:
             part.dtype = dtype
@@ -45,6 +51,7 @@ def load_weights(
     placement: Placement,
     dtype: torch.dtype,
     quantization: Any | None = None,
+    loading: Mapping[str, Any] | None = None,
 ) -> Any:
     """A network with the checkpoint's weights, every one accounted for.
 
@@ -52,6 +59,7 @@ def load_weights(
     tensors: the weights by their names in the files, as `lazy_tensors` gives them
     quantization: transformers' config of a quantisation to come; one that the checkpoint has stands in the
         network's own config
+    loading: as `on_meta` has it
 
     Raises ModelError for weights that are missing, left over, of another shape, or unreadable; DeviceError
     where memory runs out.
@@ -63,7 +71,9 @@ def load_weights(
             if plain:
                 info = _straight(network, tensors, placement.device, dtype)
             else:
-                network, info = _by_transformers(network, tensors, placement, dtype, quantization)
+                network, info = _by_transformers(
+                    network, tensors, placement, dtype, quantization, loading or {}
+                )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise DeviceError(f"out of memory while loading {checkpoint.name}: {error}") from error
     except ImportError as error:
@@ -105,7 +115,12 @@ def _straight(
 
 
 def _by_transformers(
-    network: Any, tensors: Mapping[str, Any], placement: Placement, dtype: torch.dtype, quantization: Any
+    network: Any,
+    tensors: Mapping[str, Any],
+    placement: Placement,
+    dtype: torch.dtype,
+    quantization: Any,
+    loading: Mapping[str, Any],
 ) -> tuple[Any, Mapping[str, Any]]:
     """`from_pretrained` with a device map: needs accelerate."""
     device_map: Any = placement.spread or {"": placement.device}
@@ -116,7 +131,7 @@ def _by_transformers(
         config=network.config,
         state_dict=dict(tensors),
         dtype=dtype,
-        attn_implementation=ATTENTION,
+        **{"attn_implementation": ATTENTION, **loading},
         ignore_mismatched_sizes=True,
         output_loading_info=True,
         device_map=device_map,
