@@ -20,7 +20,7 @@ from seats_cli.engine.decode import DecodeOptions, Generation, answer_log_likeli
 from seats_cli.engine.encode import EncodedMedia, OnStage, encode, encode_all
 from seats_cli.engine.fit import clip_counts
 from seats_cli.engine.graph import GraphDecoder
-from seats_cli.engine.memory import explained_memory
+from seats_cli.engine.memory import Attempt, explained_memory
 from seats_cli.engine.prefill import Prefilled, prefill
 from seats_cli.errors import MediaRange, UsageError
 from seats_cli.measure import report as reporting
@@ -188,21 +188,26 @@ class Session:
         """
         options = options or AskOptions()
         told = on_stage or (lambda *_: None)
-        with torch.inference_mode(), explained_memory():
-            preset, sampling = self.setup(options).preset, options.sampling
-            clock = Stopwatch(self.adapter.device, wait=not self.adapter.on_one_device)
-            with self._opened(media, sampling, preset, clock, told) as (clip, mtime, shape):
-                for line in (clip.video_used, clip.audio_used):
-                    self._log(line)
-                encoded = encode_all(
-                    self.adapter, clip, shape, clock=clock, on_stage=told,
-                    windows={
-                        "video": preset.windows.video_grids * max(shape.tokens_per_grid, 1),
-                        "audio": preset.windows.audio_tokens,
-                    },
-                    saliency_positions=preset.windows.audio_saliency_positions,
-                )  # fmt: skip
-            return ReadClip(media, mtime, clip, shape, encoded, sampling, preset.windows, preset.caps)
+        attempt = Attempt(self.adapter, self.graph)
+        with torch.inference_mode(), explained_memory(attempt.advice):
+            return self._read(media, options, told, attempt)
+
+    def _read(self, media: str | Path, options: AskOptions, told: OnStage, attempt: Attempt) -> ReadClip:
+        preset, sampling = self.setup(options).preset, options.sampling
+        clock = Stopwatch(self.adapter.device, wait=not self.adapter.on_one_device)
+        with self._opened(media, sampling, preset, clock, told) as (clip, mtime, shape):
+            attempt.at("while encoding")
+            for line in (clip.video_used, clip.audio_used):
+                self._log(line)
+            encoded = encode_all(
+                self.adapter, clip, shape, clock=clock, on_stage=told,
+                windows={
+                    "video": preset.windows.video_grids * max(shape.tokens_per_grid, 1),
+                    "audio": preset.windows.audio_tokens,
+                },
+                saliency_positions=preset.windows.audio_saliency_positions,
+            )  # fmt: skip
+        return ReadClip(media, mtime, clip, shape, encoded, sampling, preset.windows, preset.caps)
 
     def ask(
         self,
@@ -219,24 +224,36 @@ class Session:
         Raises UsageError, MediaError, PlanError, or DeviceError when memory runs out; the session can go on
         after each.
         """
-        options = options or AskOptions()
-        decoding, told = options.decoding, on_stage or (lambda *_: None)
-        with torch.inference_mode(), explained_memory():
-            run = self._prefill(media, question, options, told)
-            with run.clock.stage("generate"):
-                generation = Generation(
-                    self.adapter,
-                    run.read,
-                    run.prompt.next_position,
-                    decoding,
-                    clock=run.clock,
-                    graph=self.graph,
-                )
-                for piece in generation:
-                    if on_text is not None:
-                        on_text(piece)
-                    told("generate", len(generation.token_ids), options.max_new_tokens)
-            return Answer(generation.text, self._report(media, question, options, run, generation))
+        options, attempt = options or AskOptions(), Attempt(self.adapter, self.graph)
+        with torch.inference_mode(), explained_memory(attempt.advice):
+            return self._ask(media, question, options, on_text, on_stage or (lambda *_: None), attempt)
+
+    def _ask(
+        self,
+        media: str | Path | ReadClip,
+        question: str,
+        options: AskOptions,
+        on_text: Callable[[str], None] | None,
+        told: OnStage,
+        attempt: Attempt,
+    ) -> Answer:
+        decoding = options.decoding
+        run = self._prefill(media, question, options, told, attempt)
+        attempt.at("while answering")
+        with run.clock.stage("generate"):
+            generation = Generation(
+                self.adapter,
+                run.read,
+                run.prompt.next_position,
+                decoding,
+                clock=run.clock,
+                graph=self.graph,
+            )
+            for piece in generation:
+                if on_text is not None:
+                    on_text(piece)
+                told("generate", len(generation.token_ids), options.max_new_tokens)
+        return Answer(generation.text, self._report(media, question, options, run, generation))
 
     def log_likelihood(
         self,
@@ -247,14 +264,30 @@ class Session:
     ) -> float:
         """How likely a given answer is: the mean over its tokens, its end included, of the natural logarithm
         of each one's probability given those before it. Raises as `ask` does."""
-        options = options or AskOptions()
-        with torch.inference_mode(), explained_memory():
-            run = self._prefill(media, question, options, lambda *_: None)
-            ids = self.adapter.tokenizer.encode(answer, add_special_tokens=False)
-            return answer_log_likelihood(self.adapter, run.read, run.prompt.next_position, ids)
+        options, attempt = options or AskOptions(), Attempt(self.adapter, self.graph)
+        with torch.inference_mode(), explained_memory(attempt.advice):
+            return self._log_likelihood(media, question, answer, options, attempt)
+
+    def _log_likelihood(
+        self,
+        media: str | Path | ReadClip,
+        question: str,
+        answer: str,
+        options: AskOptions,
+        attempt: Attempt,
+    ) -> float:
+        run = self._prefill(media, question, options, lambda *_: None, attempt)
+        attempt.at("while answering")
+        ids = self.adapter.tokenizer.encode(answer, add_special_tokens=False)
+        return answer_log_likelihood(self.adapter, run.read, run.prompt.next_position, ids)
 
     def _prefill(
-        self, media: str | Path | ReadClip, question: str, options: AskOptions, on_stage: OnStage
+        self,
+        media: str | Path | ReadClip,
+        question: str,
+        options: AskOptions,
+        on_stage: OnStage,
+        attempt: Attempt,
     ) -> "Run":
         """Everything up to the first token's logits."""
         adapter = self.adapter
@@ -268,6 +301,11 @@ class Session:
             shape,
             source,
         ):
+            attempt.at("while encoding")
+            attempt.asked = fit.Asked(
+                clip_facts(clip, options.start_s), question, method, setup, options.ratio,
+                options.max_new_tokens, options.system,
+            )  # fmt: skip
             prompt = adapter.prompt(question, shape, system=options.system)
             plan = method.plan(setup.preset, options.ratio, clip_counts(prompt, shape), setup.options)
             self._check_context(prompt, plan, options.max_new_tokens)
@@ -276,6 +314,7 @@ class Session:
                 adapter, method, plan, source, prompt, shape, clock=clock, on_stage=on_stage,
                 saliency_positions=setup.preset.windows.audio_saliency_positions,
             )  # fmt: skip
+        attempt.at("in the prefill")
         with clock.stage("prefill"):
             cache = LayerCache(adapter.n_layers, room=min(options.max_new_tokens, CACHE_ROOM))
             read = prefill(

@@ -10,7 +10,7 @@ import torch
 
 from seats_cli.engine.encode import AUDIO_S_AT_ONCE, FRAMES_AT_ONCE, FRAMES_ON_LARGE_GPU, LARGE_GPU_BYTES
 from seats_cli.engine.graph import ROUNDING
-from seats_cli.errors import PlanError, UsageError
+from seats_cli.errors import PlanError, SeatsError, UsageError
 from seats_cli.measure.compute import layer_lengths
 from seats_cli.measure.memory import Engine, MemoryEstimate, Workload, estimate
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
@@ -135,9 +135,10 @@ def forecast(adapter: Adapter, asked: Asked, weights: int, engine: Engine, *, de
     prompt = adapter.prompt(asked.question, shape, system=asked.system)
     counts = clip_counts(prompt, shape)
     plan = asked.method.plan(asked.setup.preset, asked.ratio, counts, asked.setup.options)
-    lengths = layer_lengths(plan, counts.n_text)
+    lengths, grid = layer_lengths(plan, counts.n_text), shape.video_grid
     work = Workload(
         patches=_patches(adapter, asked, shape, plan, device_bytes),
+        window_patches=_window_grids(shape, plan) * grid[1] * grid[2] if grid and plan.needs_saliency else 0,
         pixel_bytes=_pixel_bytes(adapter, asked, shape, plan, device_bytes),
         positions=_positions(shape),
         held=(counts.n_video + counts.n_audio)
@@ -157,8 +158,13 @@ def _grids_at_once(shape: MediaShape, plan: Plan, device_bytes: int, temporal_pa
     """Grids in a batch of the vision encoder, as `engine.encode` cuts them."""
     assert shape.video_grid is not None
     frames = FRAMES_ON_LARGE_GPU if device_bytes > LARGE_GPU_BYTES else FRAMES_AT_ONCE
-    window = max(1, plan.video_window // max(1, shape.tokens_per_grid))
+    window = _window_grids(shape, plan)
     return min(shape.video_grid[0], max(1, frames // (window * temporal_patch)) * window)
+
+
+def _window_grids(shape: MediaShape, plan: Plan) -> int:
+    """Grids of a whole stage-I window."""
+    return max(1, plan.video_window // max(1, shape.tokens_per_grid))
 
 
 def _patches(adapter: Adapter, asked: Asked, shape: MediaShape, plan: Plan, device_bytes: int) -> int:
@@ -179,7 +185,7 @@ def _pixel_bytes(adapter: Adapter, asked: Asked, shape: MediaShape, plan: Plan, 
     if shape.video_grid is None:
         return of_grid
     native = 3 * asked.clip.height * asked.clip.width * geometry.temporal_patch
-    window = max(1, plan.video_window // max(1, shape.tokens_per_grid))
+    window = _window_grids(shape, plan)
     return 2 * _grids_at_once(shape, plan, device_bytes, geometry.temporal_patch) * of_grid + window * native
 
 
@@ -221,6 +227,33 @@ def remedies(
                 found.append(Remedy(option, then))
                 break
     return found
+
+
+def advice(adapter: Adapter, asked: Asked, engine: Engine, *, device_bytes: int, room: int) -> str | None:
+    """In a sentence, what would fit into `room` bytes beside a loaded network that just ran out of memory on
+    `asked`; None where nothing that is tried would, or nothing can be said."""
+    try:
+        needed = forecast(adapter, asked, 0, engine, device_bytes=device_bytes).memory.peak
+    except SeatsError:
+        return None
+    # Where the estimate would have had it fit, what takes clearly less is worth trying.
+    found = remedies(
+        adapter, asked, 0, engine, device_bytes=device_bytes, room=min(room, round(0.9 * needed))
+    )
+    if not found:
+        return None
+    options = " or ".join(f"{remedy.option} ({in_words(remedy.forecast.memory.peak)})" for remedy in found)
+    return (
+        f"it takes about {in_words(needed)} beside the weights, and {in_words(room)} are free; by estimate "
+        f"{options} would do. `seats plan` shows more"
+    )
+
+
+def in_words(n_bytes: float) -> str:
+    """Bytes in KiB, MiB or GiB."""
+    if n_bytes >= 2**30:
+        return f"{n_bytes / 2**30:.1f} GiB"
+    return f"{n_bytes / 2**20:.0f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.0f} KiB"
 
 
 def _ratios(asked: Asked) -> Iterator[tuple[str, Asked]]:

@@ -48,6 +48,10 @@ class GraphDecoder:
         assert self._logits is not None
         return self._logits[0]
 
+    def release(self) -> None:
+        """Give the buffers and the graph back, as after running out of memory; `begin` makes them anew."""
+        self._keys, self._values, self._graph, self._logits = [], [], None, None
+
     def _start(self, lengths: tuple[int, ...], position: int) -> None:
         self._lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
         self._position.fill_(position)

@@ -1,14 +1,14 @@
 """What an answer needs of a device's memory, counted before anything is loaded.
 
 A run's peak is its weights and the largest of four moments: the encoders at work, the sequence being put
-together, the prefill, and the cache moving into the buffers of decoding. Each moment is the sum of the tensors
-that live in it, which the fast paths decide (`model.fused_vision`, `fused_audio`, `fused_text`,
+together, the prefill, and the cache moving into the buffers of decoding. Each moment is the sum of the
+tensors that live in it, which the fast paths decide (`model.fused_vision`, `fused_audio`, `fused_text`,
 `engine.graph`); the functions below say which those are. Counted are tensors, as
 `torch.cuda.max_memory_allocated` does. What CUDA itself takes and what the allocator cannot hand out again is
 left to `HEADROOM`, which is an allowance. Stage I's distances, positions and masks are small and left out.
 
-In the formulas: S tokens of a layer, D its width, D_q and D_kv the widths of its queries and keys, I its MLP's
-width, P patches of the vision encoder at once, b bytes of a number.
+In the formulas: S tokens of a layer, D its width, D_q and D_kv the widths of its queries and keys, I its
+MLP's width, P patches of the vision encoder at once, b bytes of a number.
 """
 
 from collections.abc import Sequence
@@ -49,6 +49,8 @@ class NetworkSizes(Protocol):
     @property
     def vision_hidden(self) -> int: ...
     @property
+    def vision_heads(self) -> int: ...
+    @property
     def vision_mlp(self) -> int: ...
     @property
     def audio_hidden(self) -> int: ...
@@ -60,7 +62,8 @@ class NetworkSizes(Protocol):
 class Workload:
     """What one answer asks of the device.
 
-    patches:      of the vision encoder's largest batch; 0 without pictures
+    patches:      of the vision encoder's largest batch; 0 without pictures; of these `window_patches` attend
+                  to each other where saliency is asked for, 0 where it is not
     pixel_bytes:  of the resized frames of that batch, and of one stage-I window of native ones
     positions:    of the audio encoder's largest batch; 0 without sound
     held:         media tokens whose embeddings wait for the language model: those that stage I keeps, or all
@@ -71,6 +74,7 @@ class Workload:
     """
 
     patches: int
+    window_patches: int
     pixel_bytes: int
     positions: int
     held: int
@@ -102,7 +106,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. encode, assemble, prefill and decode are moments, each above the weights; only the largest of them
+    """Bytes. encode, assemble, prefill and decode are moments, each above the weights; only the largest
     counts. kv is the cache after prefill, buffers what decoding keeps for it until a longer clip comes."""
 
     weights: int
@@ -147,8 +151,6 @@ def estimate(sizes: NetworkSizes, weights: int, work: Workload, engine: Engine) 
     """
     if len(work.lengths) != sizes.n_layers:
         raise ValueError(f"{len(work.lengths)} lengths for {sizes.n_layers} layers")
-    kv = cache_bytes(work.lengths, sizes, engine)
-    buffers = buffer_bytes(work, sizes, engine)
     embeddings = work.held * sizes.hidden * engine.itemsize
     return MemoryEstimate(
         weights=weights,
@@ -156,9 +158,9 @@ def estimate(sizes: NetworkSizes, weights: int, work: Workload, engine: Engine) 
         encode=max(vision_bytes(work, sizes, engine) + embeddings, audio_bytes(work, sizes, engine)),
         assemble=assemble_bytes(work, sizes, engine),
         prefill=prefill_bytes(work, sizes, engine),
-        decode=kv + buffers,
-        kv=kv,
-        buffers=buffers,
+        decode=decode_bytes(work, sizes, engine),
+        kv=cache_bytes(work.lengths, sizes, engine),
+        buffers=buffer_bytes(work, sizes, engine),
     )
 
 
@@ -166,19 +168,24 @@ def estimate(sizes: NetworkSizes, weights: int, work: Workload, engine: Engine) 
 
 
 def vision_bytes(work: Workload, sizes: NetworkSizes, engine: Engine) -> int:
-    """The vision encoder on one batch: pixels + P b (C + 6 D + 4 I), in its own D and I, C numbers of a patch.
+    """The vision encoder on one batch: pixels + P b (C + 6 D + 4 I), its own D and I, C numbers of a patch.
 
     In a block, while gate and up are multiplied: the stream (D), what attended (3 D of queries, keys and
     values, D of output), the normed stream (D), and gate and up (2 I) of this block and of the one before,
     whose name still holds them. The patches themselves wait outside. Making the patches takes less: two
-    float32 copies of the pixels. Without a kernel for the saliency, its scores are held twice in float32.
+    float32 copies of the pixels. Without a kernel for the saliency, its scores are held twice in float32, a
+    number for each head and pair of patches in a window, in chunks.
     """
     pixels = 3 * sizes.temporal_patch * sizes.patch**2
     block = work.patches * engine.itemsize * (6 * sizes.vision_hidden + 4 * sizes.vision_mlp)
     making = work.patches * pixels * 2 * FLOAT32
-    if not (engine.fused and engine.on_gpu) and work.patches:
-        block += 2 * FLOAT32 * SALIENCY_SCORES
-    return work.pixel_bytes + work.patches * pixels * engine.itemsize + max(block, making)
+    scoring = 0
+    if not (engine.fused and engine.on_gpu):
+        one = sizes.vision_heads * work.window_patches**2
+        every = sizes.vision_heads * work.window_patches * work.patches
+        scoring = 2 * FLOAT32 * max(one, min(every, SALIENCY_SCORES))
+        scoring += work.patches * engine.itemsize * 6 * sizes.vision_hidden
+    return work.pixel_bytes + work.patches * pixels * engine.itemsize + max(block, making, scoring)
 
 
 def audio_bytes(work: Workload, sizes: NetworkSizes, engine: Engine) -> int:
@@ -204,10 +211,10 @@ def assemble_bytes(work: Workload, sizes: NetworkSizes, engine: Engine) -> int:
 def layer_bytes(length: int, sizes: NetworkSizes, engine: Engine) -> int:
     """One decoder layer at its fullest, without its keys and values: S b (4 D + 2 D_q + 2 D_kv + MLP).
 
-    The layer's input and the stream, the normed stream, the attention's output (D_q), queries, keys and values
-    before and after rotation (less those that the cache has); then the MLP: gate and up and their product, 3 I,
-    or 4 I in transformers' own layer. In a mixture of k experts a token: k (3 D + 3 I), its copies sorted by
-    expert, what the experts make of them, and that in the old order.
+    The layer's input and the stream, the normed stream, the attention's output (D_q), queries, keys and
+    values before and after rotation (less those that the cache has); then the MLP: gate and up and their
+    product, 3 I, or 4 I in transformers' own layer. In a mixture of k experts a token: k (3 D + 3 I), its
+    copies sorted by expert, what the experts make of them, and that in the old order.
     """
     queries, keys = sizes.n_heads * sizes.head_dim, sizes.n_kv_heads * sizes.head_dim
     inner = (3 if engine.fused_text else 4) * (sizes.shared_mlp if sizes.active_experts else sizes.mlp)
@@ -218,8 +225,8 @@ def layer_bytes(length: int, sizes: NetworkSizes, engine: Engine) -> int:
 
 
 def prefill_bytes(work: Workload, sizes: NetworkSizes, engine: Engine) -> int:
-    """The prefill: the largest over its layers of the layer itself and the cache so far, with the sequence that
-    came in (S b D), and at its end the logits of one token in float32 and before (V (4 + b)).
+    """The prefill: the largest over its layers of the layer itself and the cache so far, with the sequence
+    that came in (S b D), and at its end the logits of one token in float32 and before (V (4 + b)).
 
     With decode_cache=text earlier caches shrink at every drop; until the first, they are the same.
     """
@@ -231,6 +238,14 @@ def prefill_bytes(work: Workload, sizes: NetworkSizes, engine: Engine) -> int:
     return given + max(most, _kv(work.lengths, sizes, engine) + sizes.vocab * (FLOAT32 + engine.itemsize))
 
 
+def decode_bytes(work: Workload, sizes: NetworkSizes, engine: Engine) -> int:
+    """The buffers of decoding while they are filled: beside them all of the prefill's cache in a graph, the
+    longest layer's without one, since a layer moves at a time."""
+    cached = [work.lengths[-1]] * sizes.n_layers if engine.text_cache else list(work.lengths)
+    moving = cached if engine.graph_rounds else [max(cached)]
+    return buffer_bytes(work, sizes, engine) + _kv(moving, sizes, engine)
+
+
 def cache_bytes(lengths: Sequence[int], sizes: NetworkSizes, engine: Engine) -> int:
     """Keys and values after prefill: 2 b D_kv (sum of S over the layers)."""
     kept = [lengths[-1]] * len(lengths) if engine.text_cache else lengths
@@ -238,9 +253,8 @@ def cache_bytes(lengths: Sequence[int], sizes: NetworkSizes, engine: Engine) -> 
 
 
 def buffer_bytes(work: Workload, sizes: NetworkSizes, engine: Engine) -> int:
-    """What decoding keeps keys and values in: the cache's lengths with room for the answer, in a graph rounded
-    up to a multiple of `graph_rounds`. While they are filled, the cache of the prefill is there too; without a
-    graph a layer moves at a time."""
+    """What decoding keeps keys and values in: the cache's lengths with room for the answer, in a graph
+    rounded up to a multiple of `graph_rounds`."""
     lengths = [work.lengths[-1]] * sizes.n_layers if engine.text_cache else list(work.lengths)
     room = [length + work.new_tokens for length in lengths]
     if not engine.graph_rounds:

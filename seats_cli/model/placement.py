@@ -167,6 +167,15 @@ def host_memory_free() -> int | None:
         return None
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that this process can still take on a device, what its allocator holds unused among them; None
+    where the platform does not tell."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return host_memory_free() if device.type == "cpu" else None
+
+
 def gib(n_bytes: float) -> str:
     """Bytes in GiB, in words."""
     return f"{n_bytes / 2**30:.1f} GiB"
