@@ -47,7 +47,7 @@ TRIED_SCHEMES = ("8bit", "4bit")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model could run. `kind` is cuda, mps or cpu; `total` and `free` are bytes, None where unknown."""
+    """Where a model could run. kind: cuda, mps or cpu; total, free: bytes, None where unknown."""
 
     name: str
     kind: str
