@@ -1,7 +1,7 @@
 """`seats plan [MEDIA]`: what an answer would take, before a model is loaded or even there."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,11 +13,7 @@ from seats_cli.cli.console import Terminal
 from seats_cli.cli.plan_tables import plan_head, plan_notes, plan_tables
 from seats_cli.errors import UsageError
 
-if TYPE_CHECKING:
-    from seats_cli.engine.fit import ClipFacts
-
 QUESTION = "What happens in this clip?"
-NATIVE = (1280, 720)  # width and height of a clip that there is not yet
 OF_NO_FILE = ("seconds", "frames", "size")
 OF_FILES = ("start", "end")
 
@@ -113,7 +109,7 @@ def plan(
     check_selection(preset, chosen)
     quieten_libraries(terminal)
     with leaving_at_once(terminal):
-        from seats_cli.lab.forecast import Planner, PlanRequest, document
+        from seats_cli.lab.forecast import Planner, PlanRequest, clip_to_come, document
         from seats_cli.session import AskOptions, ModelOptions
 
     asked = AskOptions(
@@ -124,7 +120,8 @@ def plan(
         model=model, device=device, dtype=dtype, quantize=quantize, device_map=device_map, offline=offline,
         compile=compile, graphs=graphs,
     )  # fmt: skip
-    source = clip_of(seconds, frames, size, fps, max_frames) if media is None else str(media)
+    pixels = None if size == "caps" else size
+    source = str(media) if seconds is None else clip_to_come(seconds, frames, pixels, fps, max_frames)
     place_bytes = None if memory is None else round(memory * 2**30)
     planner = Planner(options, place_bytes=place_bytes, log=terminal.detail)
     found = document(planner, PlanRequest(source, question, asked), warn=terminal.warn)
@@ -148,23 +145,6 @@ def check_source(media: Path | None, seconds: float | None, typed: dict[str, str
         raise UsageError(f"{', '.join(wrong)}: of {of}, but {given}", hint="leave out one or the other")
     if media is not None:
         check_file(str(media))
-
-
-def clip_of(seconds: float | None, frames: int | None, size: Any, fps: float, max_frames: int) -> "ClipFacts":
-    """The facts of a clip of so many seconds."""
-    from seats_cli.engine.fit import ClipFacts
-
-    assert seconds is not None  # check_source saw to it
-    width, height = NATIVE if size in (None, "caps") else size
-    n_frames = min(round(seconds * fps), max_frames) // 2 * 2 if frames is None else frames + frames % 2
-    n_frames = max(2, n_frames) if frames is None else n_frames
-    return ClipFacts(
-        n_frames=n_frames,
-        height=height if n_frames else 0,
-        width=width if n_frames else 0,
-        sample_fps=n_frames / seconds,
-        n_samples=round(seconds * 16000),
-    )
 
 
 def show(terminal: Terminal, found: dict[str, Any], *, as_json: bool) -> None:

@@ -21,6 +21,7 @@ from seats_cli.engine.fit import (
 )
 from seats_cli.engine.graph import ROUNDING
 from seats_cli.errors import PlanError, UsageError
+from seats_cli.lab.bench_input import NATIVE, SAMPLE_RATE
 from seats_cli.measure.compute import (
     audio_flops,
     kv_bytes,
@@ -214,6 +215,24 @@ class Planner:
 
 
 # ---- the document -----------------------------------------------------------------------------------------
+
+
+def clip_to_come(
+    seconds: float, frames: int | None, size: tuple[int, int] | None, fps: float, max_frames: int
+) -> ClipFacts:
+    """A clip of so many seconds, with sound. frames: None samples it as a file would be, 0 has no picture;
+    size: (width, height) in pixels, 1280x720 by default."""
+    width, height = size or NATIVE
+    n_frames = (
+        max(2, min(round(seconds * fps), max_frames) // 2 * 2) if frames is None else frames + frames % 2
+    )
+    return ClipFacts(
+        n_frames=n_frames,
+        height=height if n_frames else 0,
+        width=width if n_frames else 0,
+        sample_fps=n_frames / seconds,
+        n_samples=round(seconds * SAMPLE_RATE),
+    )
 
 
 def read_facts(path: str, asked: AskOptions, warn: Any) -> tuple[ClipFacts, dict[str, Any]]:

@@ -67,7 +67,8 @@ def test_each_moment_by_hand() -> None:
     found = estimate(SMALL, 1000, WORK, PLAIN)
     assert found.encode == vision_bytes(WORK, SMALL, PLAIN) + 20 * 4 * 2
     assert found.peak == 1000 + MATMUL_WORKSPACE + max(found.moments.values())
-    assert found.largest == "prefill"
+    assert found.largest == "encode"
+    assert found.peak - found.weights == found.working
 
 
 def test_what_changes_a_moment() -> None:
@@ -114,7 +115,8 @@ def test_the_estimate_is_near_what_was_measured(
     sizes = replace(
         SMALL, n_layers=28, hidden=text["hidden_size"], n_heads=28, n_kv_heads=4, head_dim=128,
         mlp=text["intermediate_size"], vocab=text["vocab_size"], patch=14,
-        vision_hidden=vision["hidden_size"], vision_heads=vision["num_heads"], vision_mlp=vision["intermediate_size"],
+        vision_hidden=vision["hidden_size"], vision_heads=vision["num_heads"],
+        vision_mlp=vision["intermediate_size"],
         audio_hidden=audio["d_model"], audio_mlp=audio["encoder_ffn_dim"],
     )  # fmt: skip
     tokens, (grids, height, width) = item["tokens"], item["grid"]
