@@ -183,7 +183,9 @@ class Planner:
         if (device_map or self.options.device_map) == NONE:
             return found.memory.peak <= max(self.rooms)
         left = [room - found.memory.working for room in self.rooms]
-        return min(left) > 0 and found.memory.weights <= sum(left) + (host_memory_free() or 0)
+        plain = self.stored is None and self.options.quantize == NONE  # others cannot wait on the host
+        host = (host_memory_free() or 0) if plain else 0
+        return min(left) > 0 and found.memory.weights <= sum(left) + host
 
     def remedies(self, asked: Asked) -> list[Remedy]:
         """What would make it fit: options of the question first, then of loading."""

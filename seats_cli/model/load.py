@@ -152,7 +152,8 @@ def _load_network(
         needed = sum(n * STORED_BYTES.get(kind, 1) for n, kind in zip(sizes, stored_types, strict=True))
     else:
         needed = weight_bytes(network, expected, asked.quantize).total
-    placement = choose_placement(asked.device, asked.device_map, needed, log)
+    offload = not is_stored and asked.quantize == NONE
+    placement = choose_placement(asked.device, asked.device_map, needed, log, offload=offload)
     precision = choose_dtype(asked.dtype, placement.device, sum(sizes), usual, log)
     if precision != expected:
         network = on_meta(network_class(config), config, precision)

@@ -62,11 +62,14 @@ def parse_device(device: str) -> torch.device | None:
     return parsed
 
 
-def choose_placement(device: str, device_map: str, weight_bytes: float, log: Log) -> Placement:
+def choose_placement(
+    device: str, device_map: str, weight_bytes: float, log: Log, *, offload: bool = True
+) -> Placement:
     """Room for `weight_bytes` of weights.
 
     device_map: "none" puts them on one device, and on several GPUs only where no single one has room;
-    others are transformers' names for spreading them over all GPUs and, for what is left, the host's memory.
+    others are transformers' names for spreading them over all GPUs and, for what is left and with `offload`,
+    the host's memory: quantised weights cannot wait there.
     Raises DeviceError where there is no room, UsageError for contradictions.
     """
     if device_map not in DEVICE_MAPS:
@@ -84,7 +87,7 @@ def choose_placement(device: str, device_map: str, weight_bytes: float, log: Log
             f"--device-map {device_map} spreads a model over GPUs, and none is usable here",
             hint="leave it out to run on the CPU, or check `seats doctor`",
         )
-    return _spread(device_map, weight_bytes, log, "asked for", offload=True)
+    return _spread(device_map, weight_bytes, log, "asked for", offload=offload)
 
 
 def _on_one(asked: torch.device | None, needed: float, log: Log) -> Placement:
@@ -130,7 +133,7 @@ def _spread(device_map: str, weight_bytes: float, log: Log, why: str, *, offload
         )
     free = gpus_free()
     room: dict[Any, int] = {index: max(0, int(n - RESERVE_BYTES)) for index, n in enumerate(free)}
-    on_gpus = sum(room.values())
+    on_gpus, room["cpu"] = sum(room.values()), 0
     if offload:
         host = host_memory_free()
         room["cpu"] = int(weight_bytes if host is None else HOST_SHARE * host)

@@ -316,7 +316,7 @@ def test_device_is_chosen_by_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "find_spec", lambda _: object())
     spread = choose("auto", 120)
     assert (spread.device, spread.spread) == (torch.device("cuda", 0), "auto")
-    assert spread.max_memory == {0: 7 * gib, 1: 77 * gib, 2: 77 * gib}, "3 GiB of each to work in"
+    assert spread.max_memory == {0: 7 * gib, 1: 77 * gib, 2: 77 * gib, "cpu": 0}, "3 GiB of each to work in"
     with pytest.raises(DeviceError, match=r"170.0 GiB are free on all GPUs"):
         choose("auto", 1200)
     assert len(said) == 3
@@ -342,6 +342,11 @@ def test_a_device_map_leaves_the_rest_to_the_host(monkeypatch: pytest.MonkeyPatc
     ]
     with pytest.raises(DeviceError, match=r"21\.0 GiB on the GPUs .* and 90\.0 GiB in the host's memory"):
         choose_placement("auto", "auto", 120 * gib, said.append)
+    with pytest.raises(
+        DeviceError, match=r"room for 21\.0 GiB on the GPUs \(less 3\.0 GiB each to work in\)$"
+    ):
+        choose_placement("auto", "auto", 60 * gib, said.append, offload=False)
+    assert choose_placement("auto", "auto", 20 * gib, said.append, offload=False).max_memory["cpu"] == 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from seats_cli.errors import DeviceError, ModelError, UsageError
 from seats_cli.model import quantize
 from seats_cli.model.footprint import weight_bytes
 from seats_cli.model.load import assemble, load_model
-from seats_cli.model.placement import DEVICE_MAPS
+from seats_cli.model.placement import DEVICE_MAPS, Placement
 from seats_cli.model.quantize import SCHEMES, for_thinker, is_quantised_part, stored_quantization
 from tiny_checkpoint import TinySpec
 
@@ -301,3 +301,40 @@ def test_an_answer_meets_the_same_budget(name: str, path: Path, tmp_path: Path) 
     assert fewer.environment.quantization == name
     assert full.environment.quantization is None
     assert fewer.options["quantize"] == name
+
+
+def test_quantised_weights_do_not_wait_on_the_host(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from seats_cli.model import load
+
+    asked: list[bool] = []
+
+    def choose(*_: Any, offload: bool) -> Placement:
+        asked.append(offload)
+        return Placement(torch.device("cpu"))
+
+    monkeypatch.setattr(load, "choose_placement", choose)
+    load_model(str(path), device="cpu", dtype="float32")
+    monkeypatch.setattr(quantize, "find_spec", lambda _: object())
+    with pytest.raises(DeviceError, match="int4"):
+        load_model(str(path), device="cpu", dtype="float32", quantize="int4")
+    assert asked == [True, False]
+
+
+@pytest.mark.parametrize(("room", "fits"), [(10**9, True), (10**5, False)])
+def test_spread_weights_that_do_not_fit_are_told(
+    room: int, fits: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would put the rest on a disk; here that is an error."""
+    from seats_cli.model import load
+
+    pytest.importorskip("accelerate")
+    spread = Placement(torch.device("cpu"), "sequential", {"cpu": room})
+    monkeypatch.setattr(load, "choose_placement", lambda *_, **__: spread)
+    if not fits:
+        with pytest.raises(DeviceError, match="does not fit into the GPUs and the host's memory"):
+            load_model(str(path), device="cpu", dtype="float32")
+        return
+    found = outcome(load_model(str(path), device="cpu", dtype="float32", fuse=False))
+    monkeypatch.undo()
+    expected = outcome(load_model(str(path), device="cpu", dtype="float32", fuse=False))
+    assert all(torch.equal(found[what], expected[what]) for what in expected)
