@@ -15,6 +15,7 @@ from make_clips import pictures, tone, write_clip
 from seats_cli.cli.ask import Request, answer_all
 from seats_cli.cli.console import Terminal
 from seats_cli.engine import fit, memory
+from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.memory import GENERAL_ADVICE, Attempt, explained_memory
 from seats_cli.errors import DeviceError
 from seats_cli.measure.memory import Engine
@@ -237,6 +238,18 @@ def test_decoding_s_buffers_are_given_back(session: Session, monkeypatch: pytest
     monkeypatch.setattr(memory, "engine_of", lambda *_, **__: pytest.fail("no clip, no estimate"))
     attempt.advice()
     assert graph.released
+
+
+def test_a_graph_s_buffers_are_gone_once_released(session: Session) -> None:
+    graph = GraphDecoder(session.adapter)
+    graph._make_room([10] * session.adapter.n_layers)
+    watched = [weakref.ref(tensor) for tensor in (*graph._keys, *graph._values)]
+    assert len(watched) == 2 * session.adapter.n_layers
+    graph.release()
+    gc.collect()
+    assert all(ref() is None for ref in watched)
+    graph._make_room([10] * session.adapter.n_layers)
+    assert len(graph._keys) == session.adapter.n_layers
 
 
 def test_clock_times() -> None:
