@@ -1,11 +1,16 @@
 """Bytes of a network's weights before there are any, by part: what fits is decided and shown from these."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from seats_cli.model.quantize import ENCODERS, SCHEMES, is_quantised_part
+
+BYTES_OF = {"F64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}  # safetensors' types; all others take one
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ def weight_bytes(network: nn.Module, dtype: torch.dtype, quantize: str = "none")
     return WeightBytes(**found)
 
 
-def stored_bytes(tensors: dict[str, tuple[int, int]]) -> int:
-    """Of weights given as (elements, bits of each): what a quantised checkpoint takes as it is stored."""
-    return sum(n * bits // 8 for n, bits in tensors.values())
+def stored_bytes(tensors: Mapping[str, Any]) -> int:
+    """Of safetensors slices as they are stored: what a quantised checkpoint takes once it is loaded."""
+    return sum(
+        math.prod(tensor.get_shape()) * BYTES_OF.get(tensor.get_dtype(), 1) for tensor in tensors.values()
+    )

@@ -4,7 +4,6 @@ Only the thinker is materialised; the talker and token2wav are neither fetched n
 safetensors alone and no code from a checkpoint ever runs. Every automatic choice says why through `log`.
 """
 
-import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,23 +23,23 @@ from seats_cli.model.checkpoint import (
     read_preprocessor,
     thinker_weights,
 )
-from seats_cli.model.footprint import weight_bytes
+from seats_cli.model.footprint import stored_bytes, weight_bytes
 from seats_cli.model.placement import DTYPES, choose_dtype, choose_placement, parse_device
 from seats_cli.model.preprocess import MelSpec, PixelStats
 from seats_cli.model.quantize import (
     NONE,
-    check_scheme,
+    check_device,
     for_thinker,
     label,
     quantization_config,
     require_packages,
+    require_scheme,
     scheme_of,
     stored_quantization,
 )
 from seats_cli.model.weights import lazy_tensors, load_weights, on_meta, quiet_transformers
 
-STORED_BYTES = {"F64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}  # of safetensors' types; others one
-
+FLOATS = ("F16", "BF16", "F32")  # safetensors' types in which a checkpoint's own precision shows
 THINKER_FIELDS = ("text_config", "vision_config", "audio_config")
 
 
@@ -99,6 +98,8 @@ def load_model(
     if stored is not None:
         refuse_twice(stored, quantize, checkpoint.name)
         require_packages(stored, checkpoint.name)
+    elif quantize != NONE:
+        require_scheme(quantize)  # before weights are fetched for it
     stats, mel = read_preprocessor(checkpoint)
     require_tokenizer(checkpoint)
     weights = thinker_weights(checkpoint, tell)
@@ -142,26 +143,22 @@ def _load_network(
     checkpoint: Checkpoint, config: Any, tensors: Mapping[str, Any], asked: Asked, log: Log
 ) -> Any:
     """Choose where the weights go and load them there. `tensors`: safetensors slices by name."""
-    stored_types = [tensor.get_dtype() for tensor in tensors.values()]
-    sizes = [math.prod(tensor.get_shape()) for tensor in tensors.values()]
     is_stored = getattr(config, "quantization_config", None) is not None
-    usual = "F16" if is_stored else stored_types[0] if stored_types else "F32"
+    floats = (kind for kind in (tensor.get_dtype() for tensor in tensors.values()) if kind in FLOATS)
     expected = DTYPES.get(asked.dtype, torch.bfloat16)
     network = on_meta(network_class(config), config, expected)
-    if is_stored:
-        needed = sum(n * STORED_BYTES.get(kind, 1) for n, kind in zip(sizes, stored_types, strict=True))
-    else:
-        needed = weight_bytes(network, expected, asked.quantize).total
+    n_parameters = sum(parameter.numel() for parameter in network.parameters())
+    needed = stored_bytes(tensors) if is_stored else weight_bytes(network, expected, asked.quantize).total
     offload = not is_stored and asked.quantize == NONE
     placement = choose_placement(asked.device, asked.device_map, needed, log, offload=offload)
-    precision = choose_dtype(asked.dtype, placement.device, sum(sizes), usual, log)
+    precision = choose_dtype(asked.dtype, placement.device, n_parameters, next(floats, "F32"), log)
     if precision != expected:
         network = on_meta(network_class(config), config, precision)
     how = None
     if asked.quantize != NONE:
-        check_scheme(asked.quantize, placement.device.type, precision)
+        check_device(asked.quantize, placement.device.type, precision)
         how = quantization_config(asked.quantize, network, precision)
-        log(f"weights: the decoder's linear layers in {asked.quantize}; encoders and head in {precision}")
+        log(f"weights: the decoder's linear layers in {asked.quantize}, the rest in {str(precision)[6:]}")
     return load_weights(checkpoint, network, tensors, placement, precision, how)
 
 

@@ -84,8 +84,8 @@ def scheme_of(name: str) -> Scheme | None:
     return SCHEMES[name]
 
 
-def check_scheme(name: str, device_type: str, dtype: torch.dtype) -> None:
-    """Raise UsageError where the scheme's package is missing, DeviceError where its kernels do not run."""
+def require_scheme(name: str) -> None:
+    """Raise UsageError where what the scheme needs is not installed; before anything is downloaded for it."""
     scheme = SCHEMES[name]
     missing = [package for package in (scheme.package, "accelerate") if find_spec(package) is None]
     if missing:
@@ -93,6 +93,10 @@ def check_scheme(name: str, device_type: str, dtype: torch.dtype) -> None:
             f"--quantize {name} needs {' and '.join(missing)}",
             hint=f'pip install "seats-cli[{scheme.extra}]"',
         )
+
+
+def check_device(name: str, device_type: str, dtype: torch.dtype) -> None:
+    """Raise DeviceError where the scheme's kernels do not run."""
     if device_type == "mps":
         raise DeviceError(f"--quantize {name} has no kernels for MPS", hint="use a GPU with CUDA, or a CPU")
     if name == "int4" and (device_type != "cuda" or dtype != torch.bfloat16):

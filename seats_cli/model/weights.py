@@ -107,11 +107,17 @@ def _straight(
     )
     found, _ = network._load_pretrained_model(network, dict(tensors), None, how)
     if found.conversion_errors:
-        name, words = next(iter(found.conversion_errors.items()))
-        raise RuntimeError(f"{name}: {words.strip().splitlines()[-1]}\n{words}")
+        raise _conversion_error(found.conversion_errors)
     info: Mapping[str, Any] = network._finalize_model_loading(network, how, found).to_dict()
-    network.eval()
     return info
+
+
+def _conversion_error(noted: Mapping[str, str]) -> Exception:
+    """What transformers noted while it went on (weight -> traceback and words), as the error it was."""
+    name, words = next(iter(noted.items()))
+    lines = words.strip().splitlines()
+    full = next((line for line in lines if "out of memory" in line), None)
+    return RuntimeError(f"{name}: {lines[-1]}") if full is None else torch.OutOfMemoryError(full)
 
 
 def _by_transformers(

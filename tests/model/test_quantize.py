@@ -150,16 +150,22 @@ def test_names_are_those_of_the_command_line() -> None:
 def test_what_cannot_be_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="unknown quantisation '3bit'"):
         load_model(str(path), device="cpu", quantize="3bit")
-    with pytest.raises(UsageError, match="not for --load-format dummy"):
-        load_model(str(path), device="cpu", quantize="int8", load_format="dummy")
+    with pytest.raises(UsageError, match=r"--device-map auto is for .* not for --load-format dummy"):
+        load_model(str(path), device="cpu", device_map="auto", load_format="dummy")
     monkeypatch.setattr(quantize, "find_spec", lambda name: None if name == "bitsandbytes" else object())
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "seats_cli.model.load.locate", lambda *_, **__: pytest.fail("nothing is fetched for it")
+        )
+        with pytest.raises(UsageError, match="needs bitsandbytes"):
+            load_model("Qwen/Qwen2.5-Omni-7B", device="cpu", quantize="8bit")
     with pytest.raises(UsageError, match="--quantize 4bit needs bitsandbytes") as raised:
         load_model(str(path), device="cpu", quantize="4bit")
     assert raised.value.hint == 'pip install "seats-cli[bitsandbytes]"'
     with pytest.raises(DeviceError, match="int4 runs on CUDA in bfloat16, not on cpu in float32"):
         load_model(str(path), device="cpu", dtype="float32", quantize="int4")
     with pytest.raises(DeviceError, match="MPS"):
-        quantize.check_scheme("int8", "mps", torch.bfloat16)
+        quantize.check_device("int8", "mps", torch.bfloat16)
 
 
 def test_a_mixture_s_experts_are_no_linear_layers() -> None:

@@ -175,3 +175,33 @@ def test_memory_that_runs_out_inside_the_loader_is_told(
     monkeypatch.setattr(core_model_loading, "_materialize_copy", full)
     with pytest.raises(DeviceError, match="out of memory while loading"):
         load_model(str(tiny_checkpoint_path), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("noted", "kind", "match"),
+    [
+        ("Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried\nError: MergeModulelist", DeviceError,
+         "out of memory while loading .*CUDA out of memory"),
+        ("Traceback ...\nRuntimeError: sizes differ\nError: Concatenate on tensors", ModelError,
+         "loading .* failed: model.x.weight: Error: Concatenate on tensors$"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_in_a_conversion_is_told(
+    noted: str,
+    kind: type[Exception],
+    match: str,
+    tiny_checkpoint_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = Qwen2_5OmniThinkerForConditionalGeneration._load_pretrained_model
+
+    def load(*arguments: Any) -> Any:
+        found, index = real(*arguments)
+        found.conversion_errors["model.x.weight"] = noted
+        return found, index
+
+    monkeypatch.setattr(
+        Qwen2_5OmniThinkerForConditionalGeneration, "_load_pretrained_model", staticmethod(load)
+    )
+    with pytest.raises(kind, match=match):
+        load_model(str(tiny_checkpoint_path), device="cpu")
