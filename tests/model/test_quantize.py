@@ -154,11 +154,9 @@ def test_what_cannot_be_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_model(str(path), device="cpu", device_map="auto", load_format="dummy")
     monkeypatch.setattr(quantize, "find_spec", lambda name: None if name == "bitsandbytes" else object())
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "seats_cli.model.load.locate", lambda *_, **__: pytest.fail("nothing is fetched for it")
-        )
+        patch.setattr("seats_cli.model.load.thinker_weights", lambda *_: pytest.fail("weights are fetched"))
         with pytest.raises(UsageError, match="needs bitsandbytes"):
-            load_model("Qwen/Qwen2.5-Omni-7B", device="cpu", quantize="8bit")
+            load_model(str(path), device="cpu", quantize="8bit")
     with pytest.raises(UsageError, match="--quantize 4bit needs bitsandbytes") as raised:
         load_model(str(path), device="cpu", quantize="4bit")
     assert raised.value.hint == 'pip install "seats-cli[bitsandbytes]"'
