@@ -14,6 +14,7 @@ from seats_cli.model.kernels import (
     combine_experts,
     expert_down,
     expert_gate_up,
+    group_by_expert,
     matvec,
     route,
     silu_mul,
@@ -39,16 +40,11 @@ class ExpertMlp:
 
     def added(self, x: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """x + experts(normed), both (S, D)."""
-        shares, experts = route(functional.linear(normed, self.router), self.top, self.renormalised)
-        of_expert, order = experts.flatten().sort(stable=True)
-        numbers = torch.arange(len(self.router), device=x.device)
-        ends = torch.searchsorted(of_expert, numbers, right=True).to(torch.int32)
-        rows = normed.index_select(0, order // self.top)
-        inner = silu_mul(functional.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends))
-        outputs = functional.grouped_mm(inner, self.down.transpose(1, 2), offs=ends)
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order), device=x.device)
-        return combine_experts(x, outputs, places.view_as(experts), shares)
+        logits = functional.linear(normed, self.router)
+        sent = group_by_expert(normed, logits, self.top, self.renormalised)
+        inner = silu_mul(functional.grouped_mm(sent.rows, self.gate_up.transpose(1, 2), offs=sent.ends))
+        outputs = functional.grouped_mm(inner, self.down.transpose(1, 2), offs=sent.ends)
+        return combine_experts(x, outputs, sent.places, sent.shares)
 
     def added_to_token(self, x: torch.Tensor, norm: tuple[torch.Tensor, float]) -> torch.Tensor:
         """x + experts(rms_norm(x)) for one token of each of B sequences, (B, D)."""

@@ -280,20 +280,69 @@ def route(logits: torch.Tensor, top: int, renormalised: bool) -> tuple[torch.Ten
 
     Weights are probabilities over all experts, or `renormalised` over the chosen ones.
     """
-    if not is_fused(logits):
-        likely, experts = logits.float().softmax(-1).topk(top, dim=-1)
-        if renormalised:
-            likely = likely / likely.sum(-1, keepdim=True)
-        return likely.to(logits.dtype), experts
+    if is_fused(logits):
+        return _route(logits, top, renormalised, None, None)
+    likely, experts = logits.float().softmax(-1).topk(top, dim=-1)
+    if renormalised:
+        likely = likely / likely.sum(-1, keepdim=True)
+    return likely.to(logits.dtype), experts
+
+
+def _route(
+    logits: torch.Tensor,
+    top: int,
+    renormalised: bool,
+    counts: torch.Tensor | None,
+    ranks: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     n_rows, n_experts = logits.shape
     shares = logits.new_empty(n_rows, top)
     experts = torch.empty(n_rows, top, dtype=torch.int64, device=logits.device)
     launch(
         _kernels().route, (n_rows,),
-        logits, shares, experts, n_experts, TOP=top, TOP_PAD=_power(top), RENORMALISED=renormalised,
-        BLOCK=_power(n_experts), num_warps=1,
+        logits, shares, experts, counts, ranks, n_experts, TOP=top, TOP_PAD=_power(top),
+        RENORMALISED=renormalised, COUNTS=counts is not None, BLOCK=_power(n_experts), num_warps=1,
     )  # fmt: skip
     return shares, experts
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Tokens sorted by expert, each once for every expert that it goes through.
+
+    rows:   (S * top, D), one expert's after another's; in which order within an expert is nobody's business
+    ends:   (E,) int32, where the rows of each expert end
+    places: (S, top) int64, which row is a token's i-th
+    shares: (S, top), the weights of its experts' outputs
+    """
+
+    rows: torch.Tensor
+    ends: torch.Tensor
+    places: torch.Tensor
+    shares: torch.Tensor
+
+
+def group_by_expert(x: torch.Tensor, logits: torch.Tensor, top: int, renormalised: bool) -> Grouped:
+    """The rows of x (S, D) as `route` sends them by logits (S, E), without waiting for the device."""
+    n_experts = logits.shape[1]
+    if not is_fused(x):
+        shares, experts = route(logits, top, renormalised)
+        of_expert, order = experts.flatten().sort(stable=True)
+        ends = torch.searchsorted(of_expert, torch.arange(n_experts, device=x.device), right=True)
+        places = torch.empty_like(order)
+        places[order] = torch.arange(len(order), device=x.device)
+        return Grouped(x[order // top], ends.to(torch.int32), places.view_as(experts), shares)
+    counts = torch.zeros(n_experts, dtype=torch.int32, device=x.device)
+    ranks = torch.empty(len(x), top, dtype=torch.int32, device=x.device)
+    shares, experts = _route(logits, top, renormalised, counts, ranks)
+    rows, places = x.new_empty(len(x) * top, x.shape[1]), torch.empty_like(experts)
+    ends = torch.empty_like(counts)
+    launch(
+        _kernels().group_rows, (len(x),),
+        x, experts, ranks, counts, rows, places, ends, x.shape[1], n_experts, TOP=top,
+        EXPERTS=_power(n_experts), BLOCK=_power(x.shape[1]), num_warps=4,
+    )  # fmt: skip
+    return Grouped(rows, ends, places, shares)
 
 
 def combine_experts(

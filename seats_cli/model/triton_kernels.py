@@ -233,10 +233,12 @@ def matvec(
 
 @triton.jit
 def route(
-    logits_ptr, share_ptr, expert_ptr, n_experts,
-    TOP: tl.constexpr, TOP_PAD: tl.constexpr, RENORMALISED: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, share_ptr, expert_ptr, count_ptr, rank_ptr, n_experts,
+    TOP: tl.constexpr, TOP_PAD: tl.constexpr, RENORMALISED: tl.constexpr, COUNTS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token's TOP likeliest experts and their weights, likeliest first; of equals the first."""
+    """One token's TOP likeliest experts and their weights, likeliest first; of equals the first. With COUNTS
+    also how many tokens had come to each of them before, in the order in which programs happen to run."""
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     logits = tl.load(logits_ptr + row * n_experts + col, mask=col < n_experts, other=float("-inf"))
@@ -256,6 +258,32 @@ def route(
     to = row * TOP + place
     tl.store(share_ptr + to, (likely / total).to(share_ptr.dtype.element_ty), mask=place < TOP)
     tl.store(expert_ptr + to, chosen.to(tl.int64), mask=place < TOP)
+    if COUNTS:
+        rank = tl.atomic_add(count_ptr + chosen, 1, mask=place < TOP)
+        tl.store(rank_ptr + to, rank, mask=place < TOP)
+
+
+@triton.jit
+def group_rows(
+    x_ptr, expert_ptr, rank_ptr, count_ptr, row_ptr, place_ptr, end_ptr, width, n_experts,
+    TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A token's row to where each of its experts' rows are, expert by expert; the first program also says
+    where each expert's end."""
+    token = tl.program_id(0).to(tl.int64)
+    number = tl.arange(0, EXPERTS)
+    counts = tl.load(count_ptr + number, mask=number < n_experts, other=0)
+    ends = tl.cumsum(counts, axis=0)
+    if token == 0:
+        tl.store(end_ptr + number, ends, mask=number < n_experts)
+    col = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + token * width + col, mask=col < width, other=0.0)
+    for i in tl.static_range(TOP):
+        expert = tl.load(expert_ptr + token * TOP + i)
+        start = tl.sum(tl.where(number == expert, ends - counts, 0), axis=0)
+        place = (start + tl.load(rank_ptr + token * TOP + i)).to(tl.int64)
+        tl.store(place_ptr + token * TOP + i, place)
+        tl.store(row_ptr + place * width + col, x, mask=col < width)
 
 
 @triton.jit
