@@ -62,6 +62,12 @@ class MediaRange(MediaError):
     kind = "media_range"
 
 
+class MediaLimit(MediaError):
+    """The file is larger, longer or slower to decode than it may be (`--limits`)."""
+
+    kind = "media_limit"
+
+
 class ModelError(SeatsError):
     """A checkpoint is missing, incomplete, or of a family that is not supported."""
 

@@ -22,12 +22,13 @@ from seats_cli.engine.fit import clip_counts
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.memory import Attempt, explained_memory
 from seats_cli.engine.prefill import Prefilled, prefill
+from seats_cli.engine.together import Sequence
 from seats_cli.errors import MediaRange, UsageError
 from seats_cli.measure import report as reporting
 from seats_cli.measure.clock import Stopwatch, peak_memory, reset_peak_memory
 from seats_cli.measure.compute import kv_bytes, prefill_flops
 from seats_cli.measure.report import Report
-from seats_cli.media import Clip, Sampling, open_clip
+from seats_cli.media import Clip, Limits, Sampling, check_hwaccel, choose_decoding, open_clip
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.load import load_model
 from seats_cli.presets import Preset, StageOneWindows, TokenCaps, resolve_model
@@ -45,6 +46,8 @@ class ModelOptions:
 
     compile: run the fast paths (`Adapter.fuse`) where they can run, else transformers' own modules
     graphs:  decode with a CUDA graph where the fast paths run on a GPU
+    hwaccel: where video is decoded, which changes no frame: "none" the CPU; "cuda" the decoder of an NVIDIA
+        GPU, the model's or the first, with a warning where it cannot; "auto" the model's GPU where it can
     """
 
     model: str = EMBEDDED_MODEL
@@ -57,6 +60,7 @@ class ModelOptions:
     offline: bool = False
     compile: bool = True
     graphs: bool = True
+    hwaccel: str = "none"
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class ReadClip:
     media, mtime, clip: the file as named, its time of change, and what was used of it (closed by now)
     shape, encoded:     its tokens: how many, and every one of them
     sampling, windows, caps: what all its questions must agree on
+    seconds:            what reading it took, by stage
     """
 
     media: str | Path
@@ -112,6 +117,7 @@ class ReadClip:
     sampling: Sampling
     windows: StageOneWindows
     caps: TokenCaps
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -132,16 +138,19 @@ class Session:
         log: Callable[[str], None] | None = None,
         note: Callable[[str], None] | None = None,
         warn: Callable[[str], None] | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        """Load the model.
+        """Load the model. `limits`: what a file may cost before it is refused; generous by default.
 
         Each callback gets one line at a time: `log` the reasons for automatic choices, `note` what a person
         should know before a long run (the token counts; to `log` by default), `warn` every fallback and loss.
         """
         self.options = options or ModelOptions()
+        check_hwaccel(self.options.hwaccel)
         self._log = log or (lambda _: None)
         self._note = note or self._log
         self._warn = warn or (lambda _: None)
+        self._limits = limits or Limits()
         clock = Stopwatch()
         with clock.stage("load"), torch.inference_mode(), explained_memory():
             self.adapter: Adapter = load_model(
@@ -163,6 +172,12 @@ class Session:
         else:
             reason = "a graph needs CUDA and the fast paths" if self.options.graphs else "asked for"
             self._log(f"decoding: layer by layer ({reason})")
+        device = self.adapter.device
+        self.video_decoding = choose_decoding(
+            self.options.hwaccel, device.index if device.type == "cuda" else None
+        )
+        if self.options.hwaccel == "cuda" and self.video_decoding.gpu is None:
+            self._warn(f"--hwaccel cuda: video is decoded on the CPU: {self.video_decoding.reason}")
         self.load_seconds = clock.seconds["load"]
         self._log(
             f"{self.adapter.name}: {self.adapter.parameter_count:,} parameters in {self.load_seconds:.1f} s"
@@ -178,24 +193,42 @@ class Session:
         """Whether the weights are made up (`load_format="dummy"`), so that answers mean nothing."""
         return self.adapter.random_weights
 
+    def release(self) -> None:
+        """Give back memory that is kept for speed from one question to the next: the decode buffers."""
+        if self.graph is not None:
+            self.graph.release()
+
     def read(
-        self, media: str | Path, options: AskOptions | None = None, *, on_stage: OnStage | None = None
+        self,
+        media: str | Path,
+        options: AskOptions | None = None,
+        *,
+        on_stage: OnStage | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> ReadClip:
         """Open, decode and encode a file once; `ask` takes the result in the file's place.
 
         Only what `options` say about the clip and the preset matters here. Holds every embedding in memory.
-        Raises as `ask` does.
+        May run in a thread of its own while another clip is answered. `warn`: who is told of this file's
+        losses, instead of the session's own. Raises as `ask` does.
         """
         options = options or AskOptions()
-        told = on_stage or (lambda *_: None)
-        attempt = Attempt(self.adapter, self.graph)
+        # Another clip may be decoding in the graph, so its buffers are not given back from here.
+        attempt = Attempt(self.adapter, None)
         with torch.inference_mode(), explained_memory(attempt.advice):
-            return self._read(media, options, told, attempt)
+            return self._read(media, options, on_stage or (lambda *_: None), warn or self._warn, attempt)
 
-    def _read(self, media: str | Path, options: AskOptions, told: OnStage, attempt: Attempt) -> ReadClip:
+    def _read(
+        self,
+        media: str | Path,
+        options: AskOptions,
+        told: OnStage,
+        warn: Callable[[str], None],
+        attempt: Attempt,
+    ) -> ReadClip:
         preset, sampling = self.setup(options).preset, options.sampling
         clock = Stopwatch(self.adapter.device, wait=not self.adapter.on_one_device)
-        with self._opened(media, sampling, preset, clock, told) as (clip, mtime, shape):
+        with self._opened(media, sampling, preset, clock, told, warn) as (clip, mtime, shape):
             attempt.at("while encoding")
             for line in (clip.video_used, clip.audio_used):
                 self._log(line)
@@ -207,7 +240,10 @@ class Session:
                 },
                 saliency_positions=preset.windows.audio_saliency_positions,
             )  # fmt: skip
-        return ReadClip(media, mtime, clip, shape, encoded, sampling, preset.windows, preset.caps)
+            self._say_decoder(clip)
+        return ReadClip(
+            media, mtime, clip, shape, encoded, sampling, preset.windows, preset.caps, clock.seconds
+        )
 
     def ask(
         self,
@@ -224,36 +260,8 @@ class Session:
         Raises UsageError, MediaError, PlanError, or DeviceError when memory runs out; the session can go on
         after each.
         """
-        options, attempt = options or AskOptions(), Attempt(self.adapter, self.graph)
-        with torch.inference_mode(), explained_memory(attempt.advice):
-            return self._ask(media, question, options, on_text, on_stage or (lambda *_: None), attempt)
-
-    def _ask(
-        self,
-        media: str | Path | ReadClip,
-        question: str,
-        options: AskOptions,
-        on_text: Callable[[str], None] | None,
-        told: OnStage,
-        attempt: Attempt,
-    ) -> Answer:
-        decoding = options.decoding
-        run = self._prefill(media, question, options, told, attempt)
-        attempt.at("while answering")
-        with run.clock.stage("generate"):
-            generation = Generation(
-                self.adapter,
-                run.read,
-                run.prompt.next_position,
-                decoding,
-                clock=run.clock,
-                graph=self.graph,
-            )
-            for piece in generation:
-                if on_text is not None:
-                    on_text(piece)
-                told("generate", len(generation.token_ids), options.max_new_tokens)
-        return Answer(generation.text, self._report(media, question, options, run, generation))
+        run = self.prefill(media, question, options, on_stage=on_stage)
+        return self.generate(run, on_text=on_text, on_stage=on_stage)
 
     def log_likelihood(
         self,
@@ -264,22 +272,45 @@ class Session:
     ) -> float:
         """How likely a given answer is: the mean over its tokens, its end included, of the natural logarithm
         of each one's probability given those before it. Raises as `ask` does."""
-        options, attempt = options or AskOptions(), Attempt(self.adapter, self.graph)
-        with torch.inference_mode(), explained_memory(attempt.advice):
-            return self._log_likelihood(media, question, answer, options, attempt)
+        run = self.prefill(media, question, options)
+        with torch.inference_mode(), explained_memory(self._answering(run).advice):
+            ids = self.adapter.tokenizer.encode(answer, add_special_tokens=False)
+            return answer_log_likelihood(self.adapter, run.read, run.prompt.next_position, ids)
 
-    def _log_likelihood(
+    def prefill(
         self,
         media: str | Path | ReadClip,
         question: str,
-        answer: str,
-        options: AskOptions,
-        attempt: Attempt,
-    ) -> float:
-        run = self._prefill(media, question, options, lambda *_: None, attempt)
+        options: AskOptions | None = None,
+        *,
+        on_stage: OnStage | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> "Run":
+        """The first half of `ask`: everything up to the first token's logits.
+
+        The second half is `generate`, or whatever else decodes from `Run.read`, many at once perhaps, and has
+        `answer` make the result. `warn` as in `read`. Raises as `ask` does.
+        """
+        options = options or AskOptions()
+        options.decoding  # noqa: B018 - impossible values are an error before anything runs
+        told, attempt = on_stage or (lambda *_: None), Attempt(self.adapter, self.graph)
+        with torch.inference_mode(), explained_memory(attempt.advice):
+            return self._prefill(media, question, options, told, warn or self._warn, attempt)
+
+    def _asked(self, clip: Clip, question: str, options: AskOptions) -> fit.Asked:
+        """What was asked, for estimates."""
+        method = options.method if isinstance(options.method, Method) else find_method(options.method)
+        return fit.Asked(
+            clip_facts(clip, options.start_s), question, method, self.setup(options), options.ratio,
+            options.max_new_tokens, options.system,
+        )  # fmt: skip
+
+    def _answering(self, run: "Run") -> Attempt:
+        """An attempt that begins behind the prefill."""
+        attempt = Attempt(self.adapter, self.graph, cache=run.read.cache)
         attempt.at("while answering")
-        ids = self.adapter.tokenizer.encode(answer, add_special_tokens=False)
-        return answer_log_likelihood(self.adapter, run.read, run.prompt.next_position, ids)
+        attempt.asked = self._asked(run.clip, run.question, run.options)
+        return attempt
 
     def _prefill(
         self,
@@ -287,41 +318,75 @@ class Session:
         question: str,
         options: AskOptions,
         on_stage: OnStage,
+        warn: Callable[[str], None],
         attempt: Attempt,
     ) -> "Run":
-        """Everything up to the first token's logits."""
         adapter = self.adapter
         clock = Stopwatch(adapter.device, wait=not adapter.on_one_device)
         reset_peak_memory(adapter.device)
         setup, method = self.setup(options), options.method
         method = method if isinstance(method, Method) else find_method(method)
-        with self._source(media, options.sampling, setup.preset, clock, on_stage) as (
+        with self._source(media, options.sampling, setup.preset, clock, on_stage, warn) as (
             clip,
             mtime,
             shape,
             source,
         ):
             attempt.at("while encoding")
-            attempt.asked = fit.Asked(
-                clip_facts(clip, options.start_s), question, method, setup, options.ratio,
-                options.max_new_tokens, options.system,
-            )  # fmt: skip
+            attempt.asked = self._asked(clip, question, options)
             prompt = adapter.prompt(question, shape, system=options.system)
             plan = method.plan(setup.preset, options.ratio, clip_counts(prompt, shape), setup.options)
-            self._check_context(prompt, plan, options.max_new_tokens)
-            self._say_plan(clip, prompt, plan, setup, options.settings)
+            self._check_context(prompt, plan, options.max_new_tokens, warn)
+            self._say_plan(clip, prompt, plan, setup, options.settings, warn)
             given = encode(
                 adapter, method, plan, source, prompt, shape, clock=clock, on_stage=on_stage,
                 saliency_positions=setup.preset.windows.audio_saliency_positions,
             )  # fmt: skip
+            self._say_decoder(clip)
         attempt.at("in the prefill")
         with clock.stage("prefill"):
             cache = LayerCache(adapter.n_layers, room=min(options.max_new_tokens, CACHE_ROOM))
             read = prefill(
                 adapter, method, plan, given.embeddings, given.layout,
-                cache=cache, on_layer=lambda done, total: on_stage("prefill", done, total),
+                cache=cache, deepstack=given.deepstack,
+                on_layer=lambda done, total: on_stage("prefill", done, total),
             )  # fmt: skip
-        return Run(clip, mtime, prompt, plan, read, clock, read.cache.bytes())
+        path = media.media if isinstance(media, ReadClip) else media
+        return Run(path, question, options, clip, mtime, prompt, plan, read, clock, read.cache.bytes())
+
+    def generate(
+        self,
+        run: "Run",
+        *,
+        on_text: Callable[[str], None] | None = None,
+        on_stage: OnStage | None = None,
+    ) -> Answer:
+        """The second half of `ask`: the answer, token by token. Uses up the run."""
+        with torch.inference_mode(), explained_memory(self._answering(run).advice):
+            return self._generate(run, on_text, on_stage)
+
+    def _generate(
+        self, run: "Run", on_text: Callable[[str], None] | None, on_stage: OnStage | None
+    ) -> Answer:
+        with run.clock.stage("generate"):
+            generation = Generation(
+                self.adapter,
+                run.read,
+                run.prompt.next_position,
+                run.options.decoding,
+                clock=run.clock,
+                graph=self.graph,
+            )
+            for piece in generation:
+                if on_text is not None:
+                    on_text(piece)
+                if on_stage is not None:
+                    on_stage("generate", len(generation.token_ids), run.options.max_new_tokens)
+        return self.answer(run, generation)
+
+    def answer(self, run: "Run", generation: Generation | Sequence) -> Answer:
+        """What a finished generation said, with its report."""
+        return Answer(generation.text, self._report(run, generation))
 
     @contextmanager
     def _source(
@@ -331,6 +396,7 @@ class Session:
         preset: Preset,
         clock: Stopwatch,
         on_stage: OnStage,
+        warn: Callable[[str], None],
     ) -> Iterator[tuple[Clip, float, MediaShape, Clip | EncodedMedia]]:
         """What a question is asked about: the clip, its mtime and tokens, and where these come from."""
         if isinstance(media, ReadClip):
@@ -341,16 +407,22 @@ class Session:
                 )
             yield media.clip, media.mtime, media.shape, media.encoded
             return
-        with self._opened(media, sampling, preset, clock, on_stage) as (clip, mtime, shape):
+        with self._opened(media, sampling, preset, clock, on_stage, warn) as (clip, mtime, shape):
             yield clip, mtime, shape, clip
 
     @contextmanager
     def _opened(
-        self, media: str | Path, sampling: Sampling, preset: Preset, clock: Stopwatch, on_stage: OnStage
+        self,
+        media: str | Path,
+        sampling: Sampling,
+        preset: Preset,
+        clock: Stopwatch,
+        on_stage: OnStage,
+        warn: Callable[[str], None],
     ) -> Iterator[tuple[Clip, float, MediaShape]]:
         on_stage("probe", 0, 0)
         with clock.stage("probe"):
-            clip = open_clip(media, sampling, warn=self._warn)
+            clip = open_clip(media, sampling, warn=warn, decoding=self.video_decoding, limits=self._limits)
             mtime = Path(media).stat().st_mtime
         with clip:
             shape = media_shape(self.adapter, clip, preset)
@@ -373,26 +445,34 @@ class Session:
             seed=options.seed,
         )
 
-    def _check_context(self, prompt: Prompt, plan: Plan, max_new_tokens: int) -> None:
+    def _check_context(
+        self, prompt: Prompt, plan: Plan, max_new_tokens: int, warn: Callable[[str], None]
+    ) -> None:
         """PlanError where the tokens do not fit; a warning where only the clip's time is too long."""
         first = next((stage for stage in plan.stages if not stage.after_layer), None)
         entering = prompt.layout.n_text + first.n_video + first.n_audio if first else len(prompt)
         self.adapter.check_context(prompt, entering, max_new_tokens=max_new_tokens)
         last, limit = prompt.next_position + max_new_tokens, self.adapter.context_length
         if last > limit:
-            self._warn(
-                f"the clip reaches position {last}, beyond the {limit} that this model was made for: "
+            warn(
+                f"the clip reaches position {last:.0f}, beyond the {limit} that this model was made for: "
                 "expect worse answers about its end; --start/--end choose a part"
             )
 
     def _say_plan(
-        self, clip: Clip, prompt: Prompt, plan: Plan, setup: Setup, settings: Mapping[str, str]
+        self,
+        clip: Clip,
+        prompt: Prompt,
+        plan: Plan,
+        setup: Setup,
+        settings: Mapping[str, str],
+        warn: Callable[[str], None],
     ) -> None:
         """What will be read and kept, before anything expensive runs."""
         for line in (clip.video_used, clip.audio_used, *setup.notes, *plan.notes):
             self._log(line)
         if plan.keeps_all and settings:
-            self._warn(f"everything is kept, so --set {', '.join(settings)} has no effect")
+            warn(f"everything is kept, so --set {', '.join(settings)} has no effect")
         layout, n_image = prompt.layout, prompt.image_slots.numel()
         stage_1 = plan.stages[0] if plan.stages else None
         entering = f", of which {stage_1.n_video} and {stage_1.n_audio} enter the model" if stage_1 else ""
@@ -402,14 +482,11 @@ class Session:
             f"{layout.n_text - n_image} of text; expected retention {plan.expected_retention:.3f}"
         )
 
-    def _report(
-        self,
-        media: str | Path | ReadClip,
-        question: str,
-        options: AskOptions,
-        run: "Run",
-        generation: Generation,
-    ) -> Report:
+    def _say_decoder(self, clip: Clip) -> None:
+        if clip.decoder_used:
+            self._log(clip.decoder_used)
+
+    def _report(self, run: "Run", generation: Generation | Sequence) -> Report:
         """Everything that was measured, in the published form."""
         adapter, before, counts = self.adapter, run.prompt.layout.counts, run.read.layer_counts
         n_generated = len(generation.token_ids)
@@ -421,8 +498,8 @@ class Session:
         full_kv = kv_bytes(full, adapter.geometry, adapter.dtype.itemsize)
         return Report(
             schema_version=reporting.SCHEMA_VERSION,
-            media=media_record(media.media if isinstance(media, ReadClip) else media, run.clip, run.mtime),
-            question=question,
+            media=media_record(run.media, run.clip, run.mtime),
+            question=run.question,
             answer=generation.text,
             method=reporting.method_record(run.plan),
             tokens=reporting.token_report(before, counts, cuts, n_generated, reason),
@@ -433,7 +510,7 @@ class Session:
             timing=reporting.timing_report(run.clock, steps, self.load_seconds),
             memory=reporting.memory_report(run.kv_bytes, full_kv, peak_memory(adapter.device)),
             environment=self.environment(),
-            options={**asdict(self.options), **asdict(replace(options, method=run.plan.method))},
+            options={**asdict(self.options), **asdict(replace(run.options, method=run.plan.method))},
         )
 
     def environment(self) -> reporting.EnvironmentReport:
@@ -456,6 +533,9 @@ class Session:
 class Run:
     """One question's way up to its first token, from which the answer and its report are made."""
 
+    media: str | Path
+    question: str
+    options: AskOptions
     clip: Clip
     mtime: float
     prompt: Prompt
@@ -495,6 +575,7 @@ def media_record(media: str | Path, clip: Clip, mtime: float) -> dict[str, Any]:
         "sample_fps": clip.sample_fps,
         "samples": clip.n_samples,
         "video_used": clip.video_used,
+        "video_decoder": clip.video_decoder,
         "audio_used": clip.audio_used,
         "readable_fraction": clip.readable_fraction,
         "frames_replaced": clip.frames_replaced,

@@ -45,6 +45,31 @@ def tiny_checkpoint_path(make_checkpoint: "Callable[..., Path]") -> Path:
     return make_checkpoint()
 
 
+@pytest.fixture(scope="session", params=["qwen2_5_omni", "qwen3_omni_moe"])
+def family_path(request: pytest.FixtureRequest, make_checkpoint: "Callable[..., Path]") -> "Path":
+    """A full checkpoint of each family in turn, sharded, float32. Read it only."""
+    from tiny_checkpoint import TinySpec
+
+    return make_checkpoint(TinySpec(family=request.param))
+
+
+@pytest.fixture(scope="session")
+def family_adapter(family_path: "Path") -> "Adapter":
+    """The checkpoint of `family_path`, loaded on the CPU in float32. Frozen: share it freely."""
+    from seats_cli.model.load import load_model
+
+    return load_model(str(family_path), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def qwen3_adapter(make_checkpoint: "Callable[..., Path]") -> "Adapter":
+    """Qwen3-Omni alone, as `tiny_adapter` is Qwen2.5-Omni."""
+    from seats_cli.model.load import load_model
+    from tiny_checkpoint import QWEN3
+
+    return load_model(str(make_checkpoint(QWEN3)), device="cpu", dtype="float32")
+
+
 @pytest.fixture(scope="session")
 def tiny_adapter(tiny_checkpoint_path: Path) -> "Adapter":
     """The checkpoint of `tiny_checkpoint_path`, loaded on the CPU in float32. Frozen: share it freely."""

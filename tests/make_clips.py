@@ -46,6 +46,7 @@ def write_clip(
     b_frames: int = 0,
     rotation: int = 0,
     codec: str = "libx264",
+    pixel_format: str = "yuv420p",
     x264: str = "",
     audio: np.ndarray | Sequence[np.ndarray] | None = None,
     audio_start_s: float = 0.0,
@@ -65,7 +66,7 @@ def write_clip(
         video: Any = None
         if frames is not None:
             video = container.add_stream(codec, rate=fps)
-            video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+            video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], pixel_format
             video.options = {"g": str(gop), "bf": str(b_frames)}
             if codec == "libx264":
                 params = f"sliced-threads=0:slices=1:keyint={gop}:min-keyint={gop}:scenecut=0"

@@ -15,8 +15,9 @@ PACKAGE = ROOT / "seats_cli"
 
 # room -> rooms that it may import; every room may import itself, and OPEN.
 MAY_IMPORT: dict[str, set[str]] = {
-    "cli": {"session", "measure", "demo", "lab"},
-    "lab": {"session", "engine", "model", "measure", "selection", "demo", "media"},
+    "cli": {"session", "measure", "demo", "lab", "batch"},
+    "batch": {"session", "engine", "model", "measure", "media"},
+    "lab": {"batch", "session", "engine", "model", "measure", "selection", "demo", "media"},
     "session": {"media", "model", "engine", "selection", "measure"},
     "engine": {"model", "selection", "measure"},
     "model": {"selection"},
@@ -30,7 +31,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 # Modules that are open to all (the package itself has only __version__); none of them imports torch.
-OPEN = ("seats_cli", "seats_cli.errors", "seats_cli.presets", "seats_cli.selection.options")
+OPEN = (
+    "seats_cli",
+    "seats_cli.errors",
+    "seats_cli.presets",
+    "seats_cli.selection.options",
+    "seats_cli.media.nvdec",
+)
 
 # Third-party packages, room by room, for the rooms that are held to few. Standard library aside.
 THIRD_PARTY: dict[str, set[str]] = {
@@ -42,6 +49,7 @@ THIRD_PARTY: dict[str, set[str]] = {
         "torch",
         "av",
     },  # the last two inside functions of doctor.py
+    "batch": {"torch", "ray"},  # ray in ray_engine.py alone
     "session": {"torch", "numpy"},
     "engine": {"torch", "numpy"},
     "measure": {"torch"},

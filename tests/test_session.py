@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -15,6 +16,7 @@ import torch
 from seats_cli import session as session_module
 from seats_cli.errors import DeviceError, MediaError, PlanError, SeatsError, UsageError
 from seats_cli.measure.report import Report
+from seats_cli.media import VideoDecoding
 from seats_cli.session import Answer, AskOptions, ModelOptions, Session, ask
 from tiny_checkpoint import TinySpec
 
@@ -380,3 +382,55 @@ def test_random_weights_are_said(files: dict[str, Path], tiny_checkpoint_path: P
     assert session.random_weights
     assert not session.is_embedded
     assert session.ask(files["audio"], QUESTION, SHORT).report.environment.random_weights
+
+
+# --- where video is decoded -------------------------------------------------------------------------------
+def test_a_gpu_that_cannot_decode_is_told_once_a_session(
+    tiny_checkpoint_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seats_cli.media.nvdec.why_not", lambda gpu: "it is broken")
+    warned: list[str] = []
+    said: list[str] = []
+    options = ModelOptions(model=str(tiny_checkpoint_path), device="cpu", dtype="float32", hwaccel="cuda")
+    session = Session(options, log=said.append, warn=warned.append)
+    reports = [session.ask(files["silent video"], QUESTION, SHORT).report for _ in range(2)]
+    assert warned == ["--hwaccel cuda: video is decoded on the CPU: it is broken"]
+    assert said.count("video decoded on the CPU: it is broken") == 2
+    assert [report.media["video_decoder"] for report in reports] == ["cpu", "cpu"]
+    assert reports[0].options["hwaccel"] == "cuda"
+    sound = session.ask(files["audio"], QUESTION, SHORT).report
+    assert sound.media["video_decoder"] == ""
+
+
+@pytest.mark.parametrize(("hwaccel", "gpu"), [("none", None), ("auto", 1), ("cuda", 1)])
+def test_the_models_own_gpu_decodes(monkeypatch: pytest.MonkeyPatch, hwaccel: str, gpu: int | None) -> None:
+    model = SimpleNamespace(device=torch.device("cuda", 1), name="a model", parameter_count=1)
+    monkeypatch.setattr(session_module, "load_model", lambda *_, **__: model)
+    monkeypatch.setattr("seats_cli.media.nvdec.why_not", lambda gpu: None)
+    options = ModelOptions(graphs=False, hwaccel=hwaccel)
+    assert Session(options, warn=pytest.fail).video_decoding.gpu == gpu
+
+
+def test_clips_are_decoded_where_the_session_says(
+    tiny_checkpoint_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no such GPU, so it does not open, which costs the answer nothing."""
+    warned: list[str] = []
+    plain = ModelOptions(model=str(tiny_checkpoint_path), device="cpu", dtype="float32")
+    expected = Session(plain).ask(files["silent video"], QUESTION, SHORT)
+    monkeypatch.setattr(session_module, "choose_decoding", lambda *_: VideoDecoding(99, insisted=True))
+    session = Session(replace(plain, hwaccel="cuda"), warn=warned.append)
+    answers = [
+        session.ask(media, QUESTION, SHORT)
+        for media in (files["silent video"], session.read(files["silent video"], SHORT))
+    ]
+    assert [answer.text for answer in answers] == [expected.text] * 2
+    assert {line.partition(" open")[0] for line in warned} == {
+        "silent.mp4: video decoded on the CPU: the GPU's decoder does not"
+    }
+
+
+def test_a_way_to_decode_that_does_not_exist_is_told_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match="hwaccel is 'vaapi'"):
+        Session(ModelOptions(hwaccel="vaapi"))

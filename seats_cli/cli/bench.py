@@ -22,7 +22,7 @@ RUNS_PANEL = "Runs"
 SWEPT = ("seconds", "frames", "ratio")
 MOST_VALUES = 32
 MOST_SECONDS, MOST_FRAMES, MOST_SIDE = 86400.0, 10**6, 8192
-OF_FILES = ("max_frames", "start", "end")  # parameters that say nothing to a synthetic clip
+OF_FILES = ("max_frames", "hwaccel", "start", "end")  # parameters that say nothing to a synthetic clip
 OF_NOISE = ("seconds", "frames", "size", "text_tokens")  # and that say nothing to a file
 
 
@@ -180,6 +180,7 @@ def bench(
     graphs: opt.GraphsOption = True,
     fps: opt.FpsOption = 2.0,
     max_frames: opt.MaxFramesOption = 768,
+    hwaccel: opt.HwaccelOption = "none",
     start: opt.StartOption = None,
     end: opt.EndOption = None,
     output: Annotated[
@@ -253,6 +254,7 @@ def bench(
             "offline": offline,
             "compile": compile,
             "graphs": graphs,
+            "hwaccel": hwaccel,
         },
         options={"methods": chosen, "ratios": kept, "preset": preset, "settings": fixed},
         form="json" if as_json else "csv" if as_csv else "table",
@@ -290,7 +292,7 @@ def check_input(
     if both in typed:
         raise UsageError(f"{typed[both]} is both fixed and swept", hint=f"leave it to --sweep {key}=...")
     if files:
-        from seats_cli.cli.ask import problem_of
+        from seats_cli.cli.ask_run import problem_of
 
         for path in files:
             problem = problem_of(str(path))

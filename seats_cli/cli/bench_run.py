@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import leaving_at_once, quieten_libraries
 from seats_cli.cli.bench_tables import bench_head, bench_notes, bench_tables
 from seats_cli.cli.console import Terminal
 from seats_cli.cli.eval_screen import EvalTerminal
+from seats_cli.cli.loading import leaving_at_once, quieten_libraries
 from seats_cli.errors import UsageError
 
 if TYPE_CHECKING:

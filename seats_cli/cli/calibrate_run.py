@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Table
 from seats_cli.cli.eval_run import say_size
 from seats_cli.cli.eval_screen import EvalTerminal
+from seats_cli.cli.loading import ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.errors import SeatsError, UsageError
 
 if TYPE_CHECKING:
@@ -159,8 +159,9 @@ def gatherer(
     terminal: EvalTerminal, request: CalibrateRequest, n_clips: int
 ) -> "Callable[[Sequence[Setting]], AbstractContextManager[Team]]":
     """Who answers: workers, made anew for every batch of plans, or one session that stays."""
+    from seats_cli.batch.devices import choose_workers
     from seats_cli.lab.sweep import Alone, describe
-    from seats_cli.lab.workers import Crew, choose_workers
+    from seats_cli.lab.workers import Crew
 
     model = request.model
     devices = choose_workers(request.workers, n_clips, model)

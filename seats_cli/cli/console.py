@@ -205,6 +205,30 @@ class Terminal:
         finally:
             self.stop_progress()
 
+    @contextmanager
+    def bar(self, total: int) -> Iterator[Callable[[str, int], None] | None]:
+        """One bar on stderr while the block runs: `(what, done)` moves it. None where it would draw for
+        nobody, or over an answer that is written to the same screen."""
+        on_screen = self.is_watched and not self.streams_answers
+        if self.quiet or not on_screen or self._console().is_dumb_terminal:
+            yield None
+            return
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=self._console(), transient=True)
+        task = self._progress.add_task("", total=total)
+
+        def draw(what: str, done: int) -> None:
+            if self._progress is not None:
+                self._progress.update(task, description=printable(what), completed=done)
+
+        self._progress.start()
+        try:
+            yield draw
+        finally:
+            self.stop_progress()
+
     def stop_progress(self) -> None:
         """Take the bars off the screen; idempotent."""
         if self._progress is not None:

@@ -192,8 +192,10 @@ def examine_disk() -> Iterator[Finding]:
 
 
 def examine_codecs() -> Iterator[Finding]:
-    """The decoders that PyAV carries, and the encoders with which `seats demo` writes."""
+    """The decoders that PyAV carries, the GPU's, and the encoders with which `seats demo` writes."""
     import av.codec
+
+    from seats_cli.media.nvdec import CODECS, why_not
 
     for mode, table in (("r", DECODERS), ("w", ENCODERS)):
         for name, codecs in table.items():
@@ -202,6 +204,9 @@ def examine_codecs() -> Iterator[Finding]:
             state = "ok" if found else "broken" if essential else "missing"
             verb = "decode" if mode == "r" else "encode"
             yield Finding("codecs", f"{verb} {name}", state, found or f"PyAV has none of {', '.join(codecs)}")
+    problem = why_not(0)
+    value = problem or f"--hwaccel cuda: {', '.join(CODECS)}"
+    yield Finding("codecs", "decode on GPU 0", "missing" if problem else "ok", value)
 
 
 def has_codec(codec: Any, name: str, mode: str) -> bool:

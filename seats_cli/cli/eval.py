@@ -83,6 +83,7 @@ def evaluate(
     max_new_tokens: opt.MaxNewTokensOption = 32,
     fps: opt.FpsOption = 2.0,
     max_frames: opt.MaxFramesOption = 768,
+    hwaccel: opt.HwaccelOption = "none",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -177,6 +178,7 @@ def evaluate(
             "quantize": quantize,
             "device_map": device_map,
             "offline": offline,
+            "hwaccel": hwaccel,
         },
         workers=workers,
         output=output,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Terminal
 from seats_cli.cli.eval_screen import EvalTerminal, Progress, counted, result_tables, row_notes
+from seats_cli.cli.loading import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.errors import DeviceError, SeatsError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def run_sweep(terminal: EvalTerminal, request: EvalRequest) -> int:
         progress = stack.enter_context(terminal.counting("answers"))
         quieten_libraries(terminal)
         with leaving_at_once(terminal):
+            from seats_cli.batch.devices import choose_workers
             from seats_cli.lab.sweep import (
                 by_setting,
                 check_caps,
@@ -80,7 +81,6 @@ def run_sweep(terminal: EvalTerminal, request: EvalRequest) -> int:
                 suite_tasks,
                 sweep,
             )
-            from seats_cli.lab.workers import choose_workers
 
             say_size(terminal, request.suite, samples is None)
             tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)

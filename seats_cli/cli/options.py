@@ -27,6 +27,7 @@ METHOD_NAMES = (
     "omnizip",
 )
 SCHEDULES = ("auto", "paper", "calibrated")  # of seats_cli.selection.options.ScheduleSource, likewise
+HWACCELS = ("none", "auto", "cuda")  # of seats_cli.media.nvdec.CHOICES, likewise
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Of seats_cli.model.quantize.SCHEMES and seats_cli.model.placement.DEVICE_MAPS, likewise.
 QUANTIZE_NAMES = ("none", "8bit", "4bit", "int8", "int4", "fp8")
@@ -377,6 +378,18 @@ EndOption = Annotated[
         parser=parse_time,
         rich_help_panel=CLIP_PANEL,
         help="End here: seconds, mm:ss, or h:mm:ss.",
+    ),
+]
+
+HwaccelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="WHERE",
+        parser=one_of(HWACCELS),
+        envvar="SEATS_HWACCEL",
+        rich_help_panel=CLIP_PANEL,
+        help="Decode video on the CPU (none), with an NVIDIA GPU's own decoder (cuda; what that cannot, the "
+        "CPU does, with a warning), or on the model's GPU where it can (auto). The frames are the same.",
     ),
 ]
 

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from seats_cli.batch.sources import check_file
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import check_file, check_selection, leaving_at_once, quieten_libraries
+from seats_cli.cli.ask import check_selection
 from seats_cli.cli.bench import INPUT_PANEL, MOST_FRAMES, MOST_SECONDS, parse_size, typed_names
 from seats_cli.cli.config import SETTINGS_KEY, ConfigOption
 from seats_cli.cli.console import Terminal
+from seats_cli.cli.loading import leaving_at_once, quieten_libraries
 from seats_cli.cli.plan_tables import plan_head, plan_notes, plan_tables
 from seats_cli.errors import UsageError
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.cli import options as opt
-from seats_cli.cli.ask import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.console import Table
 from seats_cli.cli.eval_run import Told, finished, kept_in, note_model, say_size
 from seats_cli.cli.eval_screen import EvalTerminal, counted
+from seats_cli.cli.loading import EMBEDDED_NOTICE, ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.cli.suite_options import Suite
 from seats_cli.cli.tables import NONE
 from seats_cli.errors import DeviceError
@@ -67,9 +67,9 @@ def run_trace(
         progress = stack.enter_context(terminal.counting("questions"))
         quieten_libraries(terminal)
         with leaving_at_once(terminal):
+            from seats_cli.batch.devices import choose_workers
             from seats_cli.lab.sweep import by_setting, keys_of, manifest_tasks, suite_tasks, sweep
             from seats_cli.lab.tracing import with_fewer_questions
-            from seats_cli.lab.workers import choose_workers
 
             say_size(terminal, request.suite, samples is None)
             tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)

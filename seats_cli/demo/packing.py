@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from seats_cli.model.adapter import MediaShape
+from seats_cli.model.omni import read_special_ids
 from seats_cli.model.prompt import PositionRule, lay_out
-from seats_cli.model.qwen2_5_omni import DEFAULT_SYSTEM, read_special_ids
+from seats_cli.model.qwen2_5_omni import DEFAULT_SYSTEM, SPECIAL_TOKENS
 from seats_cli.selection.layout import AUDIO, TEXT, VIDEO
 
 
@@ -85,7 +86,7 @@ def prefix_for(config: Any, tokenizer: Any, seconds: float, frame_size: int, dev
         n_audio=n_audio,
     )
     rule = PositionRule(config.position_id_per_seconds, config.seconds_per_chunk, 25.0, merge)
-    special = read_special_ids(config, tokenizer)
+    special = read_special_ids(config, tokenizer, SPECIAL_TOKENS)
     prompt = lay_out(tokenizer, special, rule, shape, "", DEFAULT_SYSTEM)
     # What follows the media is the question's to begin; with an empty one it is the end of the user's turn.
     length = int((prompt.layout.kind != TEXT).nonzero().max()) + 3

@@ -115,7 +115,7 @@ class Generation:
         self,
         adapter: Adapter,
         prefilled: Prefilled,
-        next_position: int,
+        next_position: float,
         options: DecodeOptions,
         *,
         clock: Stopwatch | None = None,
@@ -164,7 +164,7 @@ class Generation:
             following = None
             if ahead and step + 1 < limit:
                 following = choose(advance(token, step))
-            token_id = arrived()
+            (token_id,) = arrived()
             if self._clock is not None and step == 0:
                 self._clock.mark(FIRST_TOKEN)
             if token_id in self._adapter.eos_token_ids and not self._options.ignore_end:
@@ -184,38 +184,40 @@ class Generation:
             return lambda token, step: decode_step(adapter, token, self._next_position + step, cache)
         graph = self._graph
         graph.begin(cache, self._next_position, limit)
-        return lambda token, _: graph.step(token)
+        return lambda token, _: graph.step(token)[0]
 
 
-def sent_to_host(token: torch.Tensor) -> Callable[[], int]:
-    """Start copying a token (1,) int64 to the host; the result waits for it, and for nothing after it."""
-    if not token.is_cuda:
-        return lambda: int(token)
-    on_host = torch.empty(1, dtype=torch.int64, pin_memory=True)
-    on_host.copy_(token, non_blocking=True)
+def sent_to_host(tokens: torch.Tensor) -> Callable[[], list[int]]:
+    """Start copying tokens (B,) int64 to the host; the result waits for them, and for nothing after them."""
+    if not tokens.is_cuda:
+        there: list[int] = tokens.tolist()
+        return lambda: there
+    on_host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=True)
+    on_host.copy_(tokens, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record(torch.cuda.current_stream(token.device))
+    copied.record(torch.cuda.current_stream(tokens.device))
 
-    def wait() -> int:
+    def wait() -> list[int]:
         copied.synchronize()
-        return int(on_host)
+        here: list[int] = on_host.tolist()
+        return here
 
     return wait
 
 
-def decode_step(adapter: Adapter, token: torch.Tensor | int, position: int, cache: Any) -> torch.Tensor:
+def decode_step(adapter: Adapter, token: torch.Tensor | int, position: float, cache: Any) -> torch.Tensor:
     """Logits (V,) float32 after one more token, (1,) int64 or its number, at `position` (on all three axes);
     grows the cache."""
     ids = token if isinstance(token, torch.Tensor) else torch.tensor([token], device=adapter.device)
     hidden = adapter.embed_text(ids)[None]
-    rotary = adapter.rotary(torch.full((3, 1), position, dtype=torch.int64, device=adapter.device))
+    rotary = adapter.rotary(torch.full((3, 1), position, dtype=adapter.position_dtype, device=adapter.device))
     for index in range(adapter.n_layers):
         hidden = adapter.run_layer(index, hidden, rotary, cache)
     return adapter.final_logits(hidden, last_only=True)[0, -1].float()
 
 
 def answer_log_likelihood(
-    adapter: Adapter, prefilled: Prefilled, next_position: int, answer_ids: Sequence[int]
+    adapter: Adapter, prefilled: Prefilled, next_position: float, answer_ids: Sequence[int]
 ) -> float:
     """The mean natural log-probability of given tokens and of the end behind them, one decode step each.
 

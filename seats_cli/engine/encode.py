@@ -7,7 +7,7 @@ A method that chooses over the whole clip at once (scope "clip") gets every embe
 does `encode_all`, whose result many questions about one clip can share.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import lcm
@@ -69,11 +69,14 @@ class ModelInput:
     embeddings: (S, D) in the adapter's dtype on its device, text and kept media in prompt order
     layout:     of these S tokens, on the same device
     kept:       (S,) int64, sorted: where each of them stood in the prompt
+    deepstack:  (E, S, D), added to the outputs of the first E layers, zeros where a token has nothing to add;
+                None where none has (`Adapter.run_layer`)
     """
 
     embeddings: torch.Tensor
     layout: TokenLayout
     kept: torch.Tensor
+    deepstack: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,12 @@ class EncodedMedia:
     """All that the encoders made of one clip, before anything is chosen: any number of questions can use it.
 
     video, audio: every token of the kind with its saliency; None for an absent kind
-    image:        (n_image, D), or None
+    image:        every token of the picture, or None
     """
 
     video: Encoded | None
     audio: Encoded | None
-    image: torch.Tensor | None
+    image: Encoded | None
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,10 @@ def encode(
     """Encode what `shape` says of the clip, choose by `method`, and put it into the prompt's places.
 
     A clip that was encoded already is only chosen from. `saliency_positions`: length of an audio saliency
-    window in encoder positions (the preset's). Raises MediaError where the file gives less than it promised.
+    window in encoder positions (the preset's). Raises MediaError where the file gives less than it promised,
+    PlanError for a plan that the family cannot follow (`Adapter.check_cuts`).
     """
+    adapter.check_cuts(plan.cut_layers)
     clock, run = clock or Stopwatch(adapter.device), None
     streams: dict[Kind, Iterable[Encoded]] = {}
     if isinstance(clip, EncodedMedia):
@@ -137,14 +142,15 @@ def encode(
         run = EncoderRun(adapter, clip, shape, windows, plan.needs_saliency, saliency_positions, clock, told)
         image = encode_image(run) if shape.n_image else None
     layout = prompt.layout.to(adapter.device)
-    # The prompt lies on the host, so finding the slots there costs no wait for the device.
+    # What lies on the host is sent before the encoders run, or sending it would wait for them.
+    text = text_rows(adapter, prompt, image)
     slots = {kind: _slots(prompt.layout, code).to(adapter.device) for kind, code in _CODES.items()}
     choose = choose_by_clip if method.scope == "clip" else choose_by_window
     with ExitStack() as reading:
         if run is not None:
             streams = encoder_streams(run, reading)
-        kept = choose(Choice(method, plan, clock), streams, layout, slots)
-    return assemble(adapter, prompt, layout, slots, kept, image)
+        entering = choose(Choice(method, plan, clock), streams, layout, slots)
+    return assemble(text, layout, slots, entering)
 
 
 def encode_all(
@@ -252,23 +258,24 @@ def video_stream(run: EncoderRun, windows: Iterator[torch.Tensor]) -> Iterator[E
 
 
 def audio_stream(run: EncoderRun) -> Iterator[Encoded]:
-    """Embeddings of the clip's sound in batches of whole encoder chunks and whole stage-I windows.
+    """Embeddings of the clip's sound in batches of whole encoder blocks and whole stage-I windows.
 
     Two passes over the samples: the loudest log-mel value sets the scale of all of them.
     """
     adapter, clock, spec = run.adapter, run.clock, run.adapter.mel_spec
     tokens_per_s = adapter.geometry.audio_tokens_per_s
-    # One batch must end where chunks, stage-I windows and saliency windows all end.
-    window_frames = round(run.windows["audio"] / tokens_per_s * spec.frames_per_s)
-    unit = lcm(adapter.audio_block_frames, max(1, window_frames), 2 * run.saliency_positions)
+    # A batch must end where blocks, stage-I windows and saliency windows all end.
+    block, positions = adapter.audio_block, run.saliency_positions
+    whole_windows = lcm(run.windows["audio"], block.tokens) // block.tokens
+    unit = block.frames * lcm(whole_windows, lcm(positions, block.positions) // block.positions)
     at_once = unit * max(1, round(AUDIO_S_AT_ONCE * spec.frames_per_s) // unit)
     with clock.stage("preprocess"):
         peak = mel_peak(_samples(run), spec)
-    done = 0
+    done = frames = 0
     for mel in timed(mel_blocks(_samples(run), spec, peak, at_once), clock, "preprocess"):
         with clock.stage("encode_audio"):
-            encoded = adapter.encode_audio(mel, window=run.saliency_positions, saliency=run.saliency)
-        done += len(encoded)
+            encoded = adapter.encode_audio(mel, window=positions, saliency=run.saliency, start=frames)
+        done, frames = done + len(encoded), frames + mel.shape[1]
         run.on_stage("encode_audio", round(done / tokens_per_s), round(run.shape.n_audio / tokens_per_s))
         yield encoded
 
@@ -279,8 +286,8 @@ def _samples(run: EncoderRun) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(block).to(run.adapter.device)
 
 
-def encode_image(run: EncoderRun) -> torch.Tensor:
-    """Embeddings (n_image, D) of the clip's picture."""
+def encode_image(run: EncoderRun) -> Encoded:
+    """Embeddings of the clip's picture."""
     assert run.shape.image_grid is not None  # there is an image
     with run.clock.stage("read"):
         pixels = torch.from_numpy(run.clip.image())
@@ -314,28 +321,60 @@ class Choice:
     clock: Stopwatch
 
 
+@dataclass(frozen=True)
+class Entering:
+    """What of a kind goes on to the LLM.
+
+    indices:    (K,) int64, sorted, into the clip's tokens of the kind
+    embeddings: (K, D)
+    deepstack:  (E, K, D), the same tokens' features for the first layers, or None. What a method merges into
+                a kept token's embedding leaves its features as they are.
+    """
+
+    indices: torch.Tensor
+    embeddings: torch.Tensor
+    deepstack: torch.Tensor | None
+
+    @classmethod
+    def of(cls, kept: Kept, encoded: Encoded, first: int = 0) -> "Entering":
+        """What was kept of tokens that `first` others of the clip come before."""
+        features = encoded.deepstack
+        if features is not None:
+            features = features.index_select(1, kept.indices - first)
+        return cls(kept.indices, kept.embeddings, features)
+
+    @classmethod
+    def join(cls, parts: Sequence["Entering"]) -> "Entering":
+        """One after the other; at least one part."""
+        features = [part.deepstack for part in parts if part.deepstack is not None]
+        return cls(
+            torch.cat([part.indices for part in parts]),
+            torch.cat([part.embeddings for part in parts]),
+            torch.cat(features, dim=1) if features else None,
+        )
+
+
 def choose_by_window(
     choice: Choice,
     streams: dict[Kind, Iterable[Encoded]],
     layout: TokenLayout,
     slots: dict[Kind, torch.Tensor],
-) -> dict[Kind, Kept]:
+) -> dict[Kind, Entering]:
     """Stage I on each batch as it comes; only what is kept stays in memory."""
-    kept: dict[Kind, Kept] = {}
+    entering: dict[Kind, Entering] = {}
     for kind, stream in streams.items():
-        parts: list[Kept] = []
+        parts: list[Entering] = []
         first = 0
         for encoded in stream:
             _check_batch(choice.plan, kind, first, len(encoded))
             with choice.clock.stage("select"):
                 tokens = _media_tokens(kind, encoded, first, layout, slots[kind])
-                parts.append(choice.method.before_llm(tokens, choice.plan))
+                kept = choice.method.before_llm(tokens, choice.plan)
+                parts.append(Entering.of(kept, encoded, first))
             first += len(encoded)
         check_count(kind, first, choice.plan.count(kind))
-        kept[kind] = Kept(
-            torch.cat([part.indices for part in parts]), torch.cat([part.embeddings for part in parts])
-        )
-    return kept
+        entering[kind] = Entering.join(parts)
+    return entering
 
 
 def choose_by_clip(
@@ -343,21 +382,23 @@ def choose_by_clip(
     streams: dict[Kind, Iterable[Encoded]],
     layout: TokenLayout,
     slots: dict[Kind, torch.Tensor],
-) -> dict[Kind, Kept]:
+) -> dict[Kind, Entering]:
     """Stage I on a kind's whole clip at once, the other kind at hand."""
+    held: dict[Kind, Encoded] = {}
     whole: dict[Kind, MediaTokens] = {}
     for kind, stream in streams.items():
         parts = list(stream)
-        encoded = Encoded.join(parts)
-        check_count(kind, len(encoded), choice.plan.count(kind))
-        whole[kind] = _media_tokens(kind, encoded, 0, layout, slots[kind])
-    kept: dict[Kind, Kept] = {}
+        held[kind] = Encoded.join(parts)
+        check_count(kind, len(held[kind]), choice.plan.count(kind))
+        whole[kind] = _media_tokens(kind, held[kind], 0, layout, slots[kind])
+    entering: dict[Kind, Entering] = {}
     for kind, tokens in whole.items():
         other = next((whole[name] for name in whole if name != kind), None)
         both = MediaTokens(kind, tokens.embeddings, tokens.saliency, 0, tokens.layout, other)
         with choice.clock.stage("select"):
-            kept[kind] = choice.method.before_llm(both, choice.plan)
-    return kept
+            kept = choice.method.before_llm(both, choice.plan)
+            entering[kind] = Entering.of(kept, held[kind])
+    return entering
 
 
 def _media_tokens(
@@ -388,26 +429,56 @@ def check_count(kind: str, found: int, expected: int) -> None:
 # ---- the sequence -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class TextRows:
+    """The tokens that no method drops: text, and what an image became.
+
+    slots: (N,) int64, sorted, in the prompt; rows: (N, D); both on the device
+    image: (n_image,) int64, which of these rows are the image's, and their deepstack features; or None
+    """
+
+    slots: torch.Tensor
+    rows: torch.Tensor
+    image: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+def text_rows(adapter: Adapter, prompt: Prompt, image: Encoded | None) -> TextRows:
+    """Embed the prompt's text, and put an image's embeddings into their places."""
+    slots = _slots(prompt.layout, TEXT)
+    rows = adapter.embed_text(prompt.input_ids[slots])
+    if image is None:
+        return TextRows(slots.to(rows.device), rows)
+    of_image = torch.searchsorted(slots, prompt.image_slots).to(rows.device)
+    rows[of_image] = image.embeddings.to(rows)
+    features = None if image.deepstack is None else (of_image, image.deepstack)
+    return TextRows(slots.to(rows.device), rows, features)
+
+
 def assemble(
-    adapter: Adapter,
-    prompt: Prompt,
+    written: TextRows,
     layout: TokenLayout,
     slots: dict[Kind, torch.Tensor],
-    kept: dict[Kind, Kept],
-    image: torch.Tensor | None,
+    entering: dict[Kind, Entering],
 ) -> ModelInput:
     """Text, all of it, and the kept media in prompt order. `layout` is the prompt's, on the device."""
-    text_slots = _slots(prompt.layout, TEXT)
-    text = adapter.embed_text(prompt.input_ids[text_slots])
-    if image is not None:
-        text[torch.searchsorted(text_slots, prompt.image_slots).to(text.device)] = image.to(text)
-    places = [text_slots.to(adapter.device)]
-    rows = [text]
+    text = written.rows
+    places, rows = [written.slots], [text]
+    features = [] if written.image is None else [written.image]  # at which of the rows, what
     n_kept = {"video": 0, "audio": 0}
-    for kind, chosen in kept.items():
+    for kind, chosen in entering.items():
+        if chosen.deepstack is not None:
+            start = sum(map(len, rows))
+            these = torch.arange(start, start + len(chosen.indices), device=text.device)
+            features.append((these, chosen.deepstack))
         places.append(slots[kind][chosen.indices])
         rows.append(chosen.embeddings.to(text))
         n_kept[kind] = len(chosen.indices)
     kept_slots, order = torch.cat(places).sort()
-    counts = (len(text_slots), n_kept["video"], n_kept["audio"])
-    return ModelInput(torch.cat(rows)[order], layout.subset(kept_slots, counts), kept_slots)
+    counts = (len(text), n_kept["video"], n_kept["audio"])
+    deepstack = None
+    if features:
+        deepstack = text.new_zeros(len(features[0][1]), len(order), text.shape[1])
+        for at, values in features:
+            deepstack[:, at] = values.to(text)
+        deepstack = deepstack.index_select(1, order)
+    return ModelInput(torch.cat(rows)[order], layout.subset(kept_slots, counts), kept_slots, deepstack)

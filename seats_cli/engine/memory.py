@@ -6,6 +6,7 @@ from types import TracebackType
 
 import torch
 
+from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.fit import Asked, advice, device_bytes_of, engine_of
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.errors import DeviceError
@@ -55,8 +56,12 @@ class Attempt:
     stage: what is being done; asked: the question, once its clip is known
     """
 
-    def __init__(self, adapter: Adapter, graph: GraphDecoder | None) -> None:
-        self._adapter, self._graph = adapter, graph
+    def __init__(
+        self, adapter: Adapter, graph: GraphDecoder | None, *, cache: LayerCache | None = None
+    ) -> None:
+        """`graph`: whose buffers may be given back, since nothing decodes in it meanwhile; `cache`: of a
+        prefill that callers hold, which is emptied."""
+        self._adapter, self._graph, self._cache = adapter, graph, cache
         self.stage = "while reading the file"
         self.asked: Asked | None = None
 
@@ -68,8 +73,11 @@ class Attempt:
         """The stage, and by estimate what would fit into what is free now; the buffers of decoding are given
         back first, since a shorter clip may need no such long ones."""
         adapter = self._adapter
+        if self._cache is not None:
+            self._cache.clear()
         if self._graph is not None:
             self._graph.release()
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
         room = free_bytes(adapter.device)
         if self.asked is None or room is None or not adapter.on_one_device:

@@ -5,6 +5,7 @@ This loop is the slow, obvious reference that faster ones must equal (docs/metho
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -63,11 +64,13 @@ def prefill(
     on_layer: Callable[[int, int], None] | None = None,
     first_layer: int = 1,
     on_output: Callable[[int, torch.Tensor], None] | None = None,
+    deepstack: torch.Tensor | None = None,
 ) -> Prefilled:
     """Run embeddings (S, D), laid out as `layout`, through all layers, cutting where `plan` says.
 
     No attention mask is ever built, and the device is waited for only where a middle drop makes a new length.
-    `cache` must be empty (default: a new one); `on_layer(done, total)` reports progress.
+    `cache` must be empty (default: a new one); `on_layer(done, total)` reports progress. `deepstack`
+    (E, S, D) is `ModelInput.deepstack`, of the same tokens.
 
     Runs that begin alike can share their beginning: `on_output(layer, hidden)` gets each layer's output
     (1, S, D) before anything is cut from it, and with `first_layer` above 1 the `embeddings` are rows of the
@@ -76,6 +79,7 @@ def prefill(
     """
     cache = LayerCache(adapter.n_layers) if cache is None else cache
     cuts = [layer for layer in plan.cut_layers if layer >= first_layer]
+    adapter.check_cuts(cuts)
     if first_layer > 1 and cuts and plan.options.decode_cache == "text":
         raise ValueError(f"decode_cache=text needs all layers, not those from {first_layer} on")
     layout = layout.to(adapter.device)
@@ -84,9 +88,9 @@ def prefill(
     layer_counts: list[Counts] = []
     drops: list[DropRecord] = []
 
-    with quick_attention(hidden.device, len(layout)):
+    with nullcontext() if adapter.fused else quick_attention(hidden.device, len(layout)):
         for layer in range(first_layer, adapter.n_layers + 1):
-            hidden = adapter.run_layer(layer - 1, hidden, rotary, cache)
+            hidden = adapter.run_layer(layer - 1, hidden, rotary, cache, deepstack)
             layer_counts.append(layout.counts)
             if on_output is not None:
                 on_output(layer, hidden)
@@ -100,6 +104,7 @@ def prefill(
                         cache.trim(passed, drop.keep)
                 before = layout.counts
                 hidden, layout, rotary = _keep_only(drop, hidden, layout, rotary)
+                deepstack = None  # no cut comes before the layers that it is for (`Adapter.check_cuts`)
                 drops.append(DropRecord(layer, before, layout.counts, layout))
             if on_layer is not None:
                 on_layer(layer, adapter.n_layers)

@@ -46,17 +46,19 @@ class BenchOptions:
 class Row:
     """One row while it is measured.
 
-    item:    place of its input among the benchmark's
-    engine:  "seats", or "transformers" for the stock path
-    runs:    (round, place in the order of all timed runs, what was measured)
-    counted: multiply-adds of the prefill, as PyTorch counted them and as the formulas say
-    error:   why it has no (further) runs
+    item:       place of its input among the benchmark's
+    engine:     "seats", or "transformers" for the stock path
+    runs:       (round, place in the order of all timed runs, what was measured)
+    peak_bytes: of device memory in the row's first run, into which no other row's buffers were carried
+    counted:    multiply-adds of the prefill, as PyTorch counted them and as the formulas say
+    error:      why it has no (further) runs
     """
 
     item: int
     engine: str
     setting: Setting
     runs: list[tuple[int, int, RunResult]] = field(default_factory=list)
+    peak_bytes: int | None = None
     counted: tuple[int, int] | None = None
     error: SeatsError | None = None
 
@@ -165,6 +167,8 @@ def measure_rows(
     for number in range(-options.warmup, options.repeats):
         for row in rows:
             if row.error is None:
+                if number == -options.warmup:
+                    session.release()
                 run = partial(run_row, session, item, row.setting, options.new_tokens, now=now)
                 found = _tried(row, run, counter)
                 _keep(bench, row, number, found)
@@ -175,6 +179,8 @@ def measure_rows(
 
 
 def _keep(bench: Bench, row: Row, number: int, found: RunResult | None) -> None:
+    if found is not None and row.peak_bytes is None:
+        row.peak_bytes = found.peak_bytes
     if found is not None and number >= 0:
         row.runs.append((number, bench.order, found))
         bench.order += 1

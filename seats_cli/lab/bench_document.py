@@ -63,6 +63,7 @@ def item_record(item: Item, session: Session) -> Document:
     """One input: what it is, its tokens, and what the encoders' arithmetic on it comes to."""
     source, adapter = item.source, session.adapter
     record: Document = {"name": item.name, "seconds": None, "frames": None, "seed": None, "tokens": None}
+    record["video_decoder"] = item.video_decoder
     if isinstance(source, ClipSpec):
         record |= {"seconds": source.seconds, "frames": source.n_frames, "seed": source.seed}
     seen = item.seen
@@ -103,7 +104,6 @@ def row_record(row: Row, full: Row | None, stock: Row | None = None) -> Document
     speedup = _ratio(_median_of(full, "select_prefill"), _median(times["select_prefill"]))
     limit = _ratio(base.flops, facts.flops) if base and facts else None
     per_token = _median(times["per_token"])
-    peaks = [run.peak_bytes for _, _, run in row.runs if run.peak_bytes is not None]
     return {
         "item": row.item,
         "engine": row.engine,
@@ -134,7 +134,7 @@ def row_record(row: Row, full: Row | None, stock: Row | None = None) -> Document
         if stock is None or row is stock or not row.runs
         else {name: _ratio(_median_of(stock, name), _median(times[name])) for name in COMPARED},
         "kv_bytes": facts.kv_bytes if facts else None,
-        "peak_bytes": max(peaks) if peaks else None,
+        "peak_bytes": row.peak_bytes,
         "samples": [
             {"repeat": number, "order": order, "peak_bytes": run.peak_bytes, **run.seconds}
             for number, order, run in row.runs

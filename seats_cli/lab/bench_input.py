@@ -14,7 +14,7 @@ import numpy as np
 
 from seats_cli.engine.encode import MediaSource
 from seats_cli.errors import MediaRange, UsageError
-from seats_cli.media import Sampling, open_clip
+from seats_cli.media import Sampling, VideoDecoding, open_clip
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.preprocess import PixelCaps
 from seats_cli.presets import Preset
@@ -121,6 +121,7 @@ class Item:
         self._noise: NoiseClip | None = None
         self._question: str | None = None
         self.seen: tuple[MediaShape, Prompt] | None = None  # of the last run that got so far
+        self.video_decoder: str | None = None  # of a file, `Clip.video_decoder` of the last run
 
     @property
     def name(self) -> str:
@@ -139,19 +140,24 @@ class Item:
         self._noise = None
 
     @contextmanager
-    def opened(self, adapter: Adapter, preset: Preset) -> Iterator[tuple[MediaSource, MediaShape]]:
-        """The source, and what it becomes under the preset's caps. Raises MediaError or UsageError."""
+    def opened(
+        self, adapter: Adapter, preset: Preset, decoding: VideoDecoding | None = None
+    ) -> Iterator[tuple[MediaSource, MediaShape]]:
+        """The source, and what it becomes under the preset's caps; `decoding` says where a file's frames are
+        decoded. Raises MediaError or UsageError."""
         if isinstance(self.source, ClipSpec):
             shape = spec_shape(adapter, self.source, preset)
             if self._noise is None:
                 self._noise = NoiseClip(self.source)
             yield self._noise, shape
             return
-        with open_clip(self.source, self._sampling, warn=self._warn) as clip:
+        where = decoding or VideoDecoding()
+        with open_clip(self.source, self._sampling, warn=self._warn, decoding=where) as clip:
             shape = media_shape(adapter, clip, preset)
             if not (shape.n_video or shape.n_audio or shape.n_image):
                 raise MediaRange(f"{self.source}: nothing to see or hear", hint="time a longer range")
             yield clip, shape
+            self.video_decoder = clip.video_decoder or None
 
     def prompt(self, adapter: Adapter, shape: MediaShape) -> Prompt:
         """The prompt about it: a short question, or as much text as the spec says."""

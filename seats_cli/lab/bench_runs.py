@@ -130,14 +130,15 @@ def _pipeline(
     """Facts, tokens, and seconds to the first token and to the end."""
     adapter = session.adapter
     setup = setup_of(session, setting)
-    with item.opened(adapter, setup.preset) as (source, shape):
+    with item.opened(adapter, setup.preset, session.video_decoding) as (source, shape):
         prompt = item.prompt(adapter, shape)
         plan, given = _select(adapter, setup, setting, source, prompt, shape, clock)
     with clock.stage("prefill"), span:
         cache = LayerCache(adapter.n_layers, room=n_tokens)
         read = prefill(
-            adapter, find_method(setting.method), plan, given.embeddings, given.layout, cache=cache
-        )
+            adapter, find_method(setting.method), plan, given.embeddings, given.layout, cache=cache,
+            deepstack=given.deepstack,
+        )  # fmt: skip
     facts = facts_of(adapter, plan, prompt, read, n_tokens)
     with clock.stage("generate"):
         decoding = DecodeOptions(max_new_tokens=n_tokens, ignore_end=True)
@@ -196,7 +197,7 @@ def facts_of(adapter: Adapter, plan: Plan, prompt: Prompt, read: Prefilled, n_to
         before=before,
         per_layer=layers,
         retention=kept / (media * len(layers)) if media else None,
-        flops=prefill_flops(lengths, geometry, head_tokens=1) + scores,
+        flops=prefill_flops(lengths, geometry, head_tokens=1, as_run=True) + scores,
         paper_flops=prefill_flops(lengths, geometry),
         kv_bytes=read.cache.bytes(),
         beyond_context=last > adapter.context_length,
@@ -206,12 +207,19 @@ def facts_of(adapter: Adapter, plan: Plan, prompt: Prompt, read: Prefilled, n_to
 def count_flops(session: Session, item: Item, setting: Setting) -> tuple[int, int]:
     """Multiply-adds of the row's prefill: (as PyTorch counts what runs, as `Facts.flops` says)."""
     adapter, setup = session.adapter, setup_of(session, setting)
-    with item.opened(adapter, setup.preset) as (source, shape):
+    with item.opened(adapter, setup.preset, session.video_decoding) as (source, shape):
         prompt = item.prompt(adapter, shape)
         clock = Stopwatch(adapter.device)
         plan, given = _select(adapter, setup, setting, source, prompt, shape, clock)
     with counting() as counted:
-        read = prefill(adapter, find_method(setting.method), plan, given.embeddings, given.layout)
+        read = prefill(
+            adapter,
+            find_method(setting.method),
+            plan,
+            given.embeddings,
+            given.layout,
+            deepstack=given.deepstack,
+        )
     return counted.flops, facts_of(adapter, plan, prompt, read, 1).flops
 
 
@@ -224,7 +232,7 @@ class StockItem:
 
     def __init__(self, session: Session, item: Item, setting: Setting) -> None:
         adapter, setup = session.adapter, setup_of(session, setting)
-        with item.opened(adapter, setup.preset) as (source, shape):
+        with item.opened(adapter, setup.preset, session.video_decoding) as (source, shape):
             self.prompt = item.prompt(adapter, shape)
             self._device = adapter.device
             self._run = StockRun(adapter, self.prompt, shape, **_tensors(adapter, source, shape))

@@ -19,6 +19,7 @@ from seats_cli.lab.settings import Setting
 from seats_cli.lab.sweep import Asking, ClipTask, Described, Job, Listener, code_digest, weights_fingerprint
 from seats_cli.presets import load_any
 
+SAME_ANSWERS = ("offline", "hwaccel")  # keywords of ModelOptions that change no answer
 LIBRARIES = ("torch", "transformers", "av")
 
 
@@ -36,7 +37,7 @@ def run_key(
         "libraries": [version(name) for name in LIBRARIES],
         "machine": [platform.node(), platform.machine(), *_cards()],
         "weights": weights,
-        "model": {key: value for key, value in model.items() if key != "offline"},
+        "model": {key: value for key, value in model.items() if key not in SAME_ANSWERS},
         "devices": list(devices),
         "settings": [asdict(setting) for setting in settings],
         "presets": {name: repr(load_any(name)) for name in sorted(presets)},

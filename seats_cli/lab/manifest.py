@@ -1,4 +1,4 @@
-"""Manifests: JSON Lines files that say which questions are asked about which clips, and what is right.
+"""Manifests: JSON Lines or CSV files that say which questions are asked about which clips, and what is right.
 
     {"media": "a.mp4", "question": "who speaks first?", "answer": ["the host", "a woman"]}
     {"media": "a.mp4", "question": "which car?", "options": ["red", "blue"], "answer": "B", "family": "cars"}
@@ -13,13 +13,18 @@ family    what accuracy is grouped by; "all" where none is given
 id        a name that no other line has; made from media, question and range where none is given
 start     with end, in seconds: ask about this part of the clip only
 Other keys are ignored, unless one looks like a slip of the pen for one of these.
+
+A file that ends in .csv has a row a question, and these keys in its heading. An empty cell says nothing;
+several options or answers stand in one cell with | between them.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +66,8 @@ def read_manifest(path: Path, *, need_answers: bool = True) -> list[Sample]:
     """
     samples: list[Sample] = []
     lines: dict[str, int] = {}  # id -> its line
-    # Not splitlines: JSON strings may hold other separators as they are.
-    for number, text in enumerate(_read(path).split("\n"), 1):
-        if not text.strip():
-            continue
-        sample = _Line(path, number, text).sample(need_answers)
+    for number, value in _rows(path):
+        sample = _Line(path, number, value).sample(need_answers)
         if sample.id in lines:
             raise UsageError(
                 f"{path}:{number}: the id {sample.id!r} is already that of line {lines[sample.id]}",
@@ -74,7 +76,7 @@ def read_manifest(path: Path, *, need_answers: bool = True) -> list[Sample]:
         lines[sample.id] = number
         samples.append(sample)
     if not samples:
-        raise UsageError(f"{path} holds no samples", hint="a manifest has one JSON object a line")
+        raise UsageError(f"{path} holds no samples", hint=_FORMS)
     return samples
 
 
@@ -118,20 +120,59 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"cannot read the manifest {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(
-            f"the manifest {path} is not UTF-8 text", hint="a manifest has one JSON object a line"
-        ) from None
+        raise UsageError(f"the manifest {path} is not UTF-8 text", hint=_FORMS) from None
+
+
+def _rows(path: Path) -> Iterator[tuple[int, object]]:
+    """The rows of a manifest as JSON would have them, each with the number of its line."""
+    text = _read(path)
+    if path.suffix.lower() == ".csv":
+        yield from _csv_rows(path, text)
+        return
+    # Not splitlines: JSON strings may hold other separators as they are.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{path}:{number}: not JSON: {error}", hint=_ONE_OBJECT) from None
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, object]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        heads = [head.strip() for head in next(reader, [])]
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) > len(heads):
+                raise UsageError(
+                    f"{path}:{reader.line_num}: {len(cells)} cells under {len(heads)} heads",
+                    hint='a cell with a comma stands in quotes: "red, or blue"',
+                )
+            filled = zip(heads, cells, strict=False)
+            yield reader.line_num, {head: _from_cell(head, cell) for head, cell in filled if cell.strip()}
+    except csv.Error as error:
+        raise UsageError(f"{path}:{reader.line_num}: not CSV: {error}", hint=_FORMS) from None
+
+
+def _from_cell(key: str, cell: str) -> object:
+    """What a cell says: a number where one is needed, a list where there may be several, else its text."""
+    if key in ("start", "end"):
+        try:
+            return float(cell)
+        except ValueError:
+            return cell
+    if key in ("options", "answer") and "|" in cell:
+        return [part.strip() for part in cell.split("|")]
+    return cell
 
 
 class _Line:
     """One line of a manifest; every look-up checks the kind and says where it went wrong."""
 
-    def __init__(self, path: Path, number: int, text: str) -> None:
+    def __init__(self, path: Path, number: int, value: object) -> None:
         self.path, self.where = path, f"{path}:{number}"
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{self.where}: not JSON: {error}", hint=_ONE_OBJECT) from None
         if not isinstance(value, dict):
             raise UsageError(
                 f"{self.where}: a {type(value).__name__}, not an object with keys", hint=_ONE_OBJECT
@@ -230,6 +271,7 @@ class _Line:
         return UsageError(f'{self.where}: "{key}" must be {accepted}, not {shown}')
 
 
+_FORMS = "a manifest has one JSON object a line, or rows under a heading in a file that ends in .csv"
 _ONE_OBJECT = "a manifest has one JSON object a line; --convert makes one from a benchmark's annotations"
 
 

@@ -85,6 +85,7 @@ class Reading:
     n_prompt: S
     outputs:  (S + answer, D) of each layer, that of no layer (the embeddings) first
     cache:    of all layers
+    deepstack: (E, S + answer, D) that was added behind the first layers; None where nothing was
     """
 
     session: Session
@@ -97,9 +98,10 @@ class Reading:
     target: Target
     layout: TokenLayout
     n_prompt: int
-    next_position: int
+    next_position: float
     outputs: tuple[torch.Tensor, ...]
     cache: LayerCache
+    deepstack: torch.Tensor | None = None
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -131,25 +133,27 @@ def read_with_answer(
         raise MediaError(f"{clip.media} has neither video nor audio, and nothing else is ever removed")
     plan = full_plan(FULL_METHOD.name, setup.preset, counts, setup.options)
     given = encode(adapter, FULL_METHOD, plan, clip.encoded, prompt, clip.shape)
-    first = prefill(adapter, FULL_METHOD, plan, given.embeddings, given.layout)
+    first = prefill(adapter, FULL_METHOD, plan, given.embeddings, given.layout, deepstack=given.deepstack)
     generation = Generation(adapter, first, prompt.next_position, options.decoding)
     text = "".join(generation)
     target = Target(tuple(generation.token_ids), generation.finish_reason == "stop", text)
     del first, generation
     rows, layout = with_answer(session, given.embeddings, given.layout, target.fed, prompt.next_position)
+    features = answered_deepstack(given.deepstack, len(layout))
     outputs = [rows]
     read = prefill(
-        adapter, FULL_METHOD, plan, rows, layout, on_output=lambda _, hidden: outputs.append(hidden[0])
-    )
+        adapter, FULL_METHOD, plan, rows, layout, deepstack=features,
+        on_output=lambda _, hidden: outputs.append(hidden[0]),
+    )  # fmt: skip
     reading = Reading(
         session, clip, sample, options, setup.preset, setup.options, counts, target, layout, len(prompt),
-        prompt.next_position, tuple(outputs), read.cache,
+        prompt.next_position, tuple(outputs), read.cache, features,
     )  # fmt: skip
     return reading, outcome(reading, read, outputs[-1])
 
 
 def with_answer(
-    session: Session, rows: torch.Tensor, layout: TokenLayout, ids: Sequence[int], next_position: int
+    session: Session, rows: torch.Tensor, layout: TokenLayout, ids: Sequence[int], next_position: float
 ) -> tuple[torch.Tensor, TokenLayout]:
     """Embeddings (S, D) and their layout with the answer's tokens behind them, as text."""
     if not ids:
@@ -166,6 +170,13 @@ def with_answer(
         (text + n, video, audio),
     )
     return torch.cat((rows, answer)), whole
+
+
+def answered_deepstack(deepstack: torch.Tensor | None, n: int) -> torch.Tensor | None:
+    """Features (E, S, D) with zeros behind them for an answer's tokens, n in all."""
+    if deepstack is None:
+        return None
+    return torch.nn.functional.pad(deepstack, (0, 0, 0, n - deepstack.shape[1]))
 
 
 def outcome(reading: Reading, read: Prefilled, hidden: torch.Tensor) -> Outcome:

@@ -13,17 +13,17 @@ from seats_cli.selection.options import parse_settings
 
 FULL = "full"
 PRESET = "preset"  # the one key of --vary that is no setting
-SCHEDULE, ENTRY_SCALE = "schedule", "entry_scale"
+SCHEDULE, ENTRY_SCALE, AUDIO_WINDOWS = "schedule", "entry_scale", "audio_windows"
 
 # The settings that a method's choice depends on; one that is not listed is taken to depend on all of them.
 # The schedule also says how the kinds share a ratio, and that holds for all methods alike.
 READS: Mapping[str, frozenset[str]] = {
     FULL: frozenset(),
-    "fixed": frozenset({SCHEDULE, "merge"}),
-    **dict.fromkeys(("fastv", "fastv-om"), frozenset({SCHEDULE, "decode_cache"})),
+    "fixed": frozenset({SCHEDULE, AUDIO_WINDOWS, "merge"}),
+    **dict.fromkeys(("fastv", "fastv-om"), frozenset({SCHEDULE, AUDIO_WINDOWS, "decode_cache"})),
     **dict.fromkeys(
         ("random", "visionzip", "visionzip-om", "divprune", "divprune-om", "dycoke", "omnizip"),
-        frozenset({SCHEDULE}),
+        frozenset({SCHEDULE, AUDIO_WINDOWS}),
     ),
 }
 

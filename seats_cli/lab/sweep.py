@@ -5,7 +5,6 @@ already is not run again.
 """
 
 import hashlib
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from seats_cli import __version__
+from seats_cli.batch.resume import digest_of, file_state, weights_fingerprint
 from seats_cli.lab.manifest import Sample
 from seats_cli.lab.records import Record, failure, success
 from seats_cli.lab.settings import FULL, Setting, other_caps
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from seats_cli.session import AskOptions, Session
 
 Job = tuple[int, int]  # which of the clip's samples, which of the sweep's settings
-HASHED_BYTES = 64 * 2**20  # weights up to this size are known by their content, larger ones by size and time
 
 
 @dataclass(frozen=True)
@@ -162,23 +161,6 @@ def check_caps(settings: Sequence[Setting], described: Described) -> None:
             raise other_caps(str(setting.preset))
 
 
-def weights_fingerprint(model: str) -> str | None:
-    """What tells weights from others in the same folder; None for the hub's, which have a revision."""
-    from seats_cli.presets import resolve_model
-
-    name = resolve_model(model)
-    folder = Path(__file__).parents[1] / "demo" / "weights" if name == "tiny" else Path(name).expanduser()
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
-    small = sum(path.stat().st_size for path in files) <= HASHED_BYTES
-    for path in files:
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes() if small else json.dumps(file_state(path)).encode())
-    return digest.hexdigest()[:16]
-
-
 @cache
 def code_digest() -> str:
     """What tells this package's sources from another version's; the command line's decide no answer."""
@@ -205,7 +187,7 @@ def keys_of(
     """
     run = {"seats": __version__, "code": code_digest(), "model": described.model, "asking": asdict(asking)}
     rows = [
-        _digest([run, setting.method, setting.ratio, resolved])
+        digest_of([run, setting.method, setting.ratio, resolved])
         for setting, resolved in zip(settings, described.resolved, strict=True)
     ]
     found = []
@@ -218,23 +200,10 @@ def keys_of(
                 "media": None if made else [str(sample.media.absolute()), file_state(sample.media)],
                 "made": made,
             }
-            digest = _digest(about)
-            keys |= {(i, k): _digest([digest, row])[:24] for k, row in enumerate(rows)}
+            digest = digest_of(about)
+            keys |= {(i, k): digest_of([digest, row])[:24] for k, row in enumerate(rows)}
         found.append(keys)
     return found
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def file_state(path: Path) -> list[int] | None:
-    """What tells a file from another at the same place; None where there is none."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return [state.st_size, state.st_mtime_ns]
 
 
 # ---- doing it ---------------------------------------------------------------------------------------------

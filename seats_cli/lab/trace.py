@@ -16,7 +16,15 @@ from seats_cli.engine.encode import encode
 from seats_cli.engine.memory import explained_memory
 from seats_cli.engine.prefill import prefill
 from seats_cli.lab.manifest import Sample
-from seats_cli.lab.reading import FULL_METHOD, Outcome, Reading, outcome, read_with_answer, with_answer
+from seats_cli.lab.reading import (
+    FULL_METHOD,
+    Outcome,
+    Reading,
+    answered_deepstack,
+    outcome,
+    read_with_answer,
+    with_answer,
+)
 from seats_cli.lab.records import Record, failure
 from seats_cli.lab.settings import Setting
 from seats_cli.lab.suite import rendered
@@ -162,7 +170,8 @@ def entry(reading: Reading, tracing: Tracing) -> Iterator[tuple[Point, Outcome]]
             rows, layout = with_answer(
                 reading.session, given.embeddings, given.layout, reading.target.fed, reading.next_position
             )
-            yield {"kind": kind, "entry": share}, run_on(reading, rows, layout, 0)
+            features = answered_deepstack(given.deepstack, len(layout))
+            yield {"kind": kind, "entry": share}, run_on(reading, rows, layout, 0, features)
 
 
 def entry_plan(reading: Reading, kind: Kind, share: float) -> Plan:
@@ -201,10 +210,19 @@ def after_cut(reading: Reading, layer: int, keep: torch.Tensor, counts: tuple[in
     """The outcome when only `keep` (K,) int64 of the sequence goes on after `layer` (0: enters at all)."""
     hidden = reading.outputs[layer]
     rows = hidden.index_select(0, keep.to(hidden.device))
-    return run_on(reading, rows, reading.layout.subset(keep, counts), layer)
+    features = reading.deepstack
+    if features is not None:
+        features = features.index_select(1, keep.to(features.device))
+    return run_on(reading, rows, reading.layout.subset(keep, counts), layer, features)
 
 
-def run_on(reading: Reading, rows: torch.Tensor, layout: TokenLayout, layer: int) -> Outcome:
+def run_on(
+    reading: Reading,
+    rows: torch.Tensor,
+    layout: TokenLayout,
+    layer: int,
+    deepstack: torch.Tensor | None,
+) -> Outcome:
     """Run `rows` through the layers after `layer`, which have the cache of the whole sequence before them."""
     plan = full_plan(FULL_METHOD.name, reading.preset, reading.counts, reading.selection)
     last = rows
@@ -215,6 +233,6 @@ def run_on(reading: Reading, rows: torch.Tensor, layout: TokenLayout, layer: int
 
     read = prefill(
         reading.session.adapter, FULL_METHOD, plan, rows, layout,
-        cache=reading.cache.fork(layer), first_layer=layer + 1, on_output=remember,
+        cache=reading.cache.fork(layer), first_layer=layer + 1, on_output=remember, deepstack=deepstack,
     )  # fmt: skip
     return outcome(reading, read, last)

@@ -30,6 +30,7 @@ def counting() -> Iterator[Counted]:
         torch.ops.aten._scaled_dot_product_efficient_attention: _attention_flops,
         torch.ops.aten._scaled_dot_product_cudnn_attention: _attention_flops,
         torch.ops.aten.addmm_: _product_flops,
+        torch.ops.aten._grouped_mm: _grouped_flops,
     }
     with FlopCounterMode(display=False, custom_mapping=uncounted) as counter:
         yield found
@@ -39,6 +40,11 @@ def counting() -> Iterator[Counted]:
 def _product_flops(_: Any, left: Any, right: Any, *__: Any, **___: Any) -> int:
     """A product added in place, which PyTorch counts only where it makes a new tensor."""
     return 2 * left[0] * left[1] * right[1]
+
+
+def _grouped_flops(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
+    """Rows (S, K) of several groups, each by its own of weights (groups, K, N)."""
+    return 2 * rows[0] * weights[1] * weights[2]
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -2,7 +2,22 @@
 
 from .audio import SAMPLE_RATE
 from .clip import Clip, MediaInfo, open_clip
+from .limits import NO_LIMITS, Limits
+from .nvdec import VideoDecoding, check_hwaccel, choose_decoding
 from .sampling import Sampling, parse_time
 from .video import MediaWindow
 
-__all__ = ["SAMPLE_RATE", "Clip", "MediaInfo", "MediaWindow", "Sampling", "open_clip", "parse_time"]
+__all__ = [
+    "NO_LIMITS",
+    "SAMPLE_RATE",
+    "Clip",
+    "Limits",
+    "MediaInfo",
+    "MediaWindow",
+    "Sampling",
+    "VideoDecoding",
+    "check_hwaccel",
+    "choose_decoding",
+    "open_clip",
+    "parse_time",
+]

@@ -95,6 +95,7 @@ def _scan_source(source: Source, warn: Warn) -> AudioScan:
         nonlocal total
         for piece in pieces(source, warn):
             total += piece.count
+            source.file.guard.duration(total / source.track.rate)
             yield piece
 
     flow = counted()
@@ -220,7 +221,8 @@ def _plain_pieces(source: Source) -> Iterator[Piece]:
             sound.seek(first)
         left = source.limit
         while left > 0:
-            block = sound.read(int(min(_BLOCK, left)), dtype="float32", always_2d=True)
+            with source.file.guard.working():
+                block = sound.read(int(min(_BLOCK, left)), dtype="float32", always_2d=True)
             if len(block) == 0:
                 return
             left -= len(block)
@@ -275,18 +277,18 @@ def _decoded_pieces(source: Source, warn: Warn) -> Iterator[Piece]:
 
 def _frames(source: Source) -> Iterator[tuple[Any, float | None]]:
     """(frame, its time in s) from a little before the range; (None, None) for a damaged packet."""
-    begin = source.start_s - _PREROLL_S
-    with open_container(source.file.path, only=source.track.index) as container:
+    begin, guard = source.start_s - _PREROLL_S, source.file.guard
+    with open_container(source.file.path, guard, only=source.track.index) as container:
         stream = stream_of(container, source.track)
-        flow, tick = packets(container, stream), float(stream.time_base)
+        flow, tick = packets(container, stream, guard), float(stream.time_base)
         if begin > source.track.first_s and source.file.container in INDEXED:
             ticks = int(begin / stream.time_base)
             first = next(flow, None) if seek(container, stream, ticks) else None
             late = first is None or first.pts is None or first.pts * stream.time_base > source.start_s
             seek(container, stream, (stream.start_time or 0) if late else ticks)
-            flow = packets(container, stream)
+            flow = packets(container, stream, guard)
         for packet in flow:
-            frames = decode(packet)
+            frames = decode(packet, guard)
             if frames is None:
                 yield None, None
             for frame in frames or ():

@@ -18,6 +18,8 @@ from . import audio as audio_track
 from . import image as image_file
 from . import video as video_track
 from .audio import AudioScan
+from .limits import Limits
+from .nvdec import ON_CPU, VideoDecoding
 from .probe import Kind, Probe, Track, Warn, probe
 from .sampling import Sampling, frame_indices, frame_indices_by_time, is_variable_rate
 from .video import FrameReader, MediaWindow, VideoIndex
@@ -67,19 +69,25 @@ class _Frames:
 
 
 def open_clip(
-    path: str | os.PathLike[str], sampling: Sampling | None = None, *, warn: Warn | None = None
+    path: str | os.PathLike[str],
+    sampling: Sampling | None = None,
+    *,
+    warn: Warn | None = None,
+    decoding: VideoDecoding = ON_CPU,
+    limits: Limits | None = None,
 ) -> Clip:
     """Opens a local video, audio or image file for reading; see `Clip`.
 
     Packet headers of the asked range are read, and its audio decoded once, so that counts are exact before
     any picture is decoded. `warn` is called with a line for people whenever the file does not give all it
-    promised; without it, lines go to stderr. Raises kinds of `MediaError`: missing, format, encrypted,
-    truncated, range.
+    promised; without it, lines go to stderr. `decoding` says where frames are decoded, which changes none.
+    Raises kinds of `MediaError`: missing, format, encrypted, truncated, range, and limit for a file that
+    would cost more than `limits` allow, generous by default.
     """
     sampling = sampling or Sampling()
     said = _Once(warn or _to_stderr)
-    file = probe(path, said)
-    return Clip(file, sampling, said)
+    file = probe(path, said, limits)
+    return Clip(file, sampling, said, decoding)
 
 
 class Clip:
@@ -93,11 +101,12 @@ class Clip:
     and both at once from two threads.
     """
 
-    def __init__(self, file: Probe, sampling: Sampling, warn: Warn) -> None:
-        self._file, self._warn = file, warn
+    def __init__(self, file: Probe, sampling: Sampling, warn: Warn, decoding: VideoDecoding = ON_CPU) -> None:
+        self._file, self._warn, self._decoding = file, warn, decoding
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
         self._closed = False
         self.frames_replaced = 0  # sampled frames that did not decode in the last run of `video_windows`
+        self.video_decoder = self.decoder_used = ""  # of that run: cpu, nvdec or nvdec+cpu; the same in words
         self._frames: _Frames | None = None
         self._audio: AudioScan | None = None
         self.readable_fraction = 1.0
@@ -153,12 +162,23 @@ class Clip:
         if self._frames is None or self._file.video is None:
             return
         frames = self._frames
-        with FrameReader(self._file, self._file.video, frames.index) as reader:
+        with FrameReader(self._file, self._file.video, frames.index, self._decoding) as reader:
             for window in video_track.windows(
                 reader, frames.rows, frames.times_s, frames_per_window, self._warn
             ):
                 self.frames_replaced = len(reader.replaced)
+                self._say_decoder(reader)
                 yield window
+
+    def _say_decoder(self, reader: FrameReader) -> None:
+        by_gpu, by_cpu = reader.read_on_gpu > 0, reader.gpu is None
+        self.video_decoder = "+".join(name for name, used in (("nvdec", by_gpu), ("cpu", by_cpu)) if used)
+        where = (
+            f"GPU {reader.gpu}" if not by_cpu else "the CPU, after a part on the GPU" if by_gpu else "the CPU"
+        )
+        self.decoder_used = f"video decoded on {where}: {reader.reason}"
+        if by_cpu and self._decoding.gpu is not None and self._decoding.insisted:
+            self._warn(f"{self._file.path.name}: {self.decoder_used}")
 
     def _audio_blocks(self, samples_per_block: int) -> Generator[np.ndarray, None, None]:
         if self._audio is not None:
@@ -175,6 +195,9 @@ class Clip:
         file = self._file
         start = file.origin_s + (sampling.start_s or 0.0)
         end = None if sampling.end_s is None else file.origin_s + sampling.end_s
+        stated = file.stated_end_s if end is None else end
+        if stated is not None:
+            file.guard.duration(stated - start)
         ends = []
         if file.audio is not None:
             found = audio_track.scan(file, file.audio, start, end, self._warn)

@@ -35,16 +35,18 @@ def orientation(file: Probe, track: Track) -> tuple[int, bool]:
 
 def is_animated(file: Probe, track: Track) -> bool:
     """Whether the file holds more than one picture; reads two packets at most, decodes none."""
-    with open_container(file.path, only=track.index) as container:
-        filled = (packet for packet in packets(container, stream_of(container, track)) if packet.size)
+    with open_container(file.path, file.guard, only=track.index) as container:
+        filled = (
+            packet for packet in packets(container, stream_of(container, track), file.guard) if packet.size
+        )
         return len(list(itertools.islice(filled, 2))) > 1
 
 
 def read_image(file: Probe, track: Track) -> np.ndarray:
     """(H,W,3) uint8 RGB, upright at native size; transparency over white. The first frame of an animation."""
-    with open_container(file.path, only=track.index) as container:
-        for packet in packets(container, stream_of(container, track)):
-            for frame in decode(packet) or ():
+    with open_container(file.path, file.guard, only=track.index) as container:
+        for packet in packets(container, stream_of(container, track), file.guard):
+            for frame in decode(packet, file.guard) or ():
                 has_alpha = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
                 pixels = frame.to_ndarray(format="rgba" if has_alpha else "rgb24")
                 turns, mirrored = orientation(file, track)

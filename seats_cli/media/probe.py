@@ -9,12 +9,14 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import av
 
 from ..errors import MediaEncrypted, MediaError, MediaFormat, MediaMissing, MediaTruncated
+from .limits import Guard, Limits
 
 Kind = Literal["video", "audio", "image"]
 
@@ -24,11 +26,16 @@ ACCEPTED = (
 )
 _IMAGE_FORMATS = {"gif", "apng", "image2", "ico", "jpegxl_anim", "webp_anim"}
 # Demuxers that accept plain text, or that open other files and addresses named inside the file.
-_REFUSED_FORMATS = {"tty", "hls", "dash", "concat", "concatf", "sdp", "rtsp", "imf", "vapoursynth", "lavfi"}
+_REFUSED_FORMATS = {
+    *("tty", "hls", "dash", "webm_dash_manifest", "concat", "concatf", "sdp", "rtsp", "rtp", "sap", "imf"),
+    *("vapoursynth", "lavfi"),
+}
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat version", b"[playlist]", b"<asx", b"v=0")
 # Containers whose header states the length that was recorded; the others' is a guess from the file's size.
 _STATED_LENGTH = {"mov", "matroska", "wav", "w64", "flac", "avi", "flv", "asf", "aiff"}
 # Only these containers carry an index that seeks to the wanted keyframe; the others are read from the start.
 INDEXED = {"mov", "matroska"}
+_PADDING = 2**16  # pixels by which a decoder's own picture may be larger: sides are rounded up for it
 _PROBE_PACKETS = 1000  # how many packets of a track may fail before it counts as undecodable
 _PROBE_BYTES = 64 << 20
 _MAX_READ_ERRORS = 100  # demuxer errors in a row before the rest of a file counts as unreadable
@@ -49,6 +56,7 @@ class Track:
     height: int = 0
     rotation: int = 0
     average_fps: float = 0.0
+    pixel_format: str = ""  # of the decoded frames, FFmpeg's name
     rate: int = 0
     channels: int = 0
 
@@ -64,6 +72,7 @@ class Probe:
     video: Track | None
     audio: Track | None
     origin_s: float
+    guard: Guard
     stated_end_s: float | None  # when the header says that the file ends, None where it does not say
     about_s: float | None  # how long the container believes the file to be, a guess in some formats
 
@@ -99,17 +108,37 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
-def open_container(path: Path, only: int | None = None) -> Any:
+@cache
+def _demuxers() -> str:
+    """Names of the demuxers that read one file and nothing else, as FFmpeg takes a list."""
+    names: set[str] = set()
+    for name in av.formats_available:
+        with suppress(ValueError):  # it only writes
+            found = av.ContainerFormat(name, "r")
+            names.update(found.name.split(",") if found.is_input else ())
+    return ",".join(sorted(names - _REFUSED_FORMATS))
+
+
+def open_container(path: Path, guard: Guard, only: int | None = None, hwaccel: Any = None) -> Any:
     """An open PyAV input container of the local file, which the caller closes. Raises `av.FFmpegError`.
 
-    With `only`, the demuxer skips every other stream. The file protocol is forced and no other allowed, so
-    that neither a name with a colon nor an address inside a file reaches the network.
+    With `only`, the demuxer skips every other stream; with `hwaccel`, a PyAV HWAccel, what can decode there
+    does. The file protocol is forced and no other allowed, so
+    that neither a name with a colon nor an address inside a file reaches the network, and no demuxer may run
+    that opens files which a file names. Decoders make no room for pictures far beyond the guard's limit.
     """
-    container = av.open(
-        "file:" + os.path.abspath(path),
-        options={"protocol_whitelist": "file", "pattern_type": "none"},
-        metadata_errors="replace",
-    )
+    with guard.working():
+        container = av.open(
+            "file:" + os.path.abspath(path),
+            options={"protocol_whitelist": "file", "format_whitelist": _demuxers(), "pattern_type": "none"},
+            metadata_errors="replace",
+            hwaccel=hwaccel,
+        )
+    if guard.limits.pixels is not None:
+        room = min(2 * guard.limits.pixels + _PADDING, 2**31 - 1)
+        for stream in container.streams.video:
+            if stream.codec_context is not None:
+                stream.codec_context.options = {"max_pixels": f"{room:.0f}"}
     discard = getattr(
         av.stream, "Discard", None
     )  # before PyAV 18 the demuxer reads them and drops them later
@@ -120,7 +149,7 @@ def open_container(path: Path, only: int | None = None) -> Any:
     return container
 
 
-def packets(container: Any, stream: Any) -> Iterator[Any]:
+def packets(container: Any, stream: Any, guard: Guard) -> Iterator[Any]:
     """The stream's packets, ending in an empty one that drains the decoder; damage is stepped over.
 
     A demuxer that keeps failing without progress counts as the end of the file.
@@ -128,20 +157,25 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
     failures = 0
     while failures < _MAX_READ_ERRORS:
         try:
-            for packet in container.demux(stream):
+            flow = iter(container.demux(stream))
+            while True:
+                with guard.working():
+                    packet = next(flow, None)
+                if packet is None:
+                    return
                 failures = 0
                 yield packet
-            return
         except (av.EOFError, IndexError):
             return  # IndexError: PyAV's end of a file in which a stream appeared midway
         except av.FFmpegError:
             failures += 1
 
 
-def decode(packet: Any) -> list[Any] | None:
+def decode(packet: Any, guard: Guard) -> list[Any] | None:
     """The frames that a packet completes; None when the packet is damaged."""
     try:
-        return list(packet.decode())
+        with guard.working():
+            return list(packet.decode())
     except av.EOFError:
         return []
     except (av.FFmpegError, ValueError):
@@ -162,23 +196,27 @@ def seek(container: Any, stream: Any, ticks: int) -> bool:
     return True
 
 
-def probe(path: str | os.PathLike[str], warn: Warn) -> Probe:
+def probe(path: str | os.PathLike[str], warn: Warn, limits: Limits | None = None) -> Probe:
     """What the file holds, with the head of each track decoded; raises the kinds of `MediaError`."""
     file = check_path(path)
+    guard = Guard(path, limits or Limits())
+    guard.size(file.stat().st_size)
     try:
-        container = open_container(file)
+        container = open_container(file, guard)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _unreadable(file, error) from None
     with container:
         names = set(container.format.name.split(","))
         if names & _REFUSED_FORMATS or not (container.streams.video or container.streams.audio):
+            if _is_playlist(file):
+                raise _playlist(file)
             what = f"it reads as {container.format.name}, without audio or video"
             raise MediaFormat(f"{file}: is not media ({what})", hint=ACCEPTED)
         tracks: dict[str, Track | None] = {}
         reasons: list[tuple[str, str]] = []
         for kind in ("video", "audio"):
             stream = _choose(container, kind)
-            track = None if stream is None else _try_track(file, stream, kind, container, reasons)
+            track = None if stream is None else _try_track(file, stream, kind, container, reasons, guard)
             tracks[kind] = track
         video, audio = tracks["video"], tracks["audio"]
         if video is None and audio is None:
@@ -194,7 +232,8 @@ def probe(path: str | os.PathLike[str], warn: Warn) -> Probe:
         stated = None
         if names & _STATED_LENGTH and about is not None:
             stated = about + (container.start_time or 0) / av.time_base
-        return Probe(file, file.stat().st_size, short, kind_of_file, video, audio, origin, stated, about)
+        size = file.stat().st_size
+        return Probe(file, size, short, kind_of_file, video, audio, origin, guard, stated, about)
 
 
 def _choose(container: Any, kind: str) -> Any:
@@ -214,13 +253,15 @@ def _choose(container: Any, kind: str) -> Any:
 
 
 def _try_track(
-    file: Path, stream: Any, kind: str, container: Any, reasons: list[tuple[str, str]]
+    file: Path, stream: Any, kind: str, container: Any, reasons: list[tuple[str, str]], guard: Guard
 ) -> Track | None:
     """The track if its head decodes; otherwise None, and why is added to `reasons`."""
     if stream.codec_context is None:
         reasons.append(("no decoder", f"the {kind} track's codec is not supported"))
         return None
-    frame, reason = _first_frame(file, stream.index)
+    if kind == "video":
+        guard.picture(stream.codec_context.width, stream.codec_context.height)
+    frame, reason = _first_frame(file, stream.index, guard)
     if frame is None:
         reasons.append((reason, f"the {kind} track ({stream.codec_context.name}) does not decode"))
         return None
@@ -241,18 +282,25 @@ def _try_track(
     rate = (stream.average_rate if stream.start_time is not None else 0) or stream.guessed_rate or 0
     # Only quarter turns are applied; a phone writes nothing else.
     rotation = 90 * round(frame.rotation / 90) % 360
-    return Track(**common, width=frame.width, height=frame.height, rotation=rotation, average_fps=float(rate))
+    return Track(
+        **common,
+        width=frame.width,
+        height=frame.height,
+        rotation=rotation,
+        average_fps=float(rate),
+        pixel_format=frame.format.name,
+    )
 
 
-def _first_frame(file: Path, index: int) -> tuple[Any, str]:
+def _first_frame(file: Path, index: int, guard: Guard) -> tuple[Any, str]:
     """The first frame of a stream that decodes, or None and the reason."""
     size = failed = 0
-    with open_container(file, only=index) as container:
+    with open_container(file, guard, only=index) as container:
         stream = next(s for s in container.streams if s.index == index)
-        for count, packet in enumerate(packets(container, stream)):
+        for count, packet in enumerate(packets(container, stream, guard)):
             if packet.has_sidedata("encryption_info") or packet.has_sidedata("encryption_init_info"):
                 return None, "encrypted"
-            frames = decode(packet)
+            frames = decode(packet, guard)
             if frames:
                 return frames[0], ""
             failed += frames is None
@@ -325,6 +373,8 @@ def _unreadable(file: Path, error: Exception) -> MediaError:
     """The error for a file that no demuxer opens."""
     if isinstance(error, PermissionError) and not os.access(file, os.R_OK):
         return MediaMissing(f"{file}: permission denied", hint="check who may read the file")
+    if _is_playlist(file):
+        return _playlist(file)
     boxes = _mp4_boxes(file)
     if boxes and "moov" not in boxes:
         return MediaTruncated(
@@ -339,6 +389,20 @@ def _unreadable(file: Path, error: Exception) -> MediaError:
                 hint="copy or download it again",
             )
     return MediaFormat(f"{file}: is not media, or is damaged at its head ({_reason(error)})", hint=ACCEPTED)
+
+
+def _is_playlist(file: Path) -> bool:
+    with suppress(OSError), file.open("rb") as stream:
+        head = stream.read(4096)
+        return head.startswith(_PLAYLISTS) or b"<MPD" in head
+    return False
+
+
+def _playlist(file: Path) -> MediaFormat:
+    return MediaFormat(
+        f"{file}: is not media but a playlist, which names other files",
+        hint=f"name the files themselves; {ACCEPTED}",
+    )
 
 
 def _undecodable(file: Path, reasons: list[tuple[str, str]]) -> MediaError:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import av
 import numpy as np
 
 from ..errors import MediaFormat
+from .nvdec import DOWNLOADED, ON_CPU, NotOnGpu, VideoDecoding, acceleration, why_not_track
 from .probe import INDEXED, Probe, Track, Warn, decode, frame_ticks, open_container, packets, seek, stream_of
 
 _SEEK_GAIN = (
@@ -83,17 +85,18 @@ def _scan_from(file: Probe, track: Track, seek_s: float | None, end_s: float | N
     """The index from a demuxing pass; None when the container gives frames no presentation times."""
     rows, keys = array("q"), array("q")  # flat, because a tuple a frame would be tens of MB in a long file
     shown_s = 0.0
-    with open_container(file.path, only=track.index) as container:
+    with open_container(file.path, file.guard, only=track.index) as container:
         stream = stream_of(container, track)
         base = stream.time_base
         limit = math.inf if end_s is None else end_s / base
         if seek_s is not None and not seek(container, stream, int(seek_s / base)):
             return None
         place = -1
-        for packet in packets(container, stream):
+        for packet in packets(container, stream, file.guard):
             if packet.size == 0:
                 continue
             place += 1
+            file.guard.frames(place + 1)
             if packet.pts is None:
                 return None
             if packet.is_keyframe:
@@ -116,10 +119,11 @@ def _scan_by_decoding(file: Probe, track: Track, end_s: float | None) -> VideoIn
     base = 1 / Fraction(track.average_fps or 25).limit_denominator(100_000)
     frames = 0
     first = round(track.first_s / base)
-    with open_container(file.path, only=track.index) as container:
+    with open_container(file.path, file.guard, only=track.index) as container:
         stream = stream_of(container, track)
-        for packet in packets(container, stream):
-            frames += len(decode(packet) or [])
+        for packet in packets(container, stream, file.guard):
+            frames += len(decode(packet, file.guard) or [])
+            file.guard.frames(frames)
             if end_s is not None and (first + frames - 1) * base > end_s:
                 break
     rows = array("q", (number for frame in range(frames) for number in (first + frame, frame)))
@@ -150,10 +154,20 @@ class FrameReader:
     Decodes with all threads, converts only the frames asked for, and seeks over groups of pictures that hold
     none of them. Holds two decoded frames. What does not decode is replaced by the nearest frame that does,
     and counted.
+
+    `decoding` may name a GPU, which decodes as long as it gives the CPU's frames: the first one is decoded by
+    both, and from the first that it lacks or refuses the CPU decodes. `gpu` says which one decodes now, None:
+    the CPU, and `reason` why.
     """
 
-    def __init__(self, file: Probe, track: Track, index: VideoIndex) -> None:
+    def __init__(
+        self, file: Probe, track: Track, index: VideoIndex, decoding: VideoDecoding = ON_CPU
+    ) -> None:
         self.file, self.track, self.index = file, track, index
+        self.gpu, self.reason = decoding.gpu, decoding.reason
+        self.read_on_gpu = 0  # frames that came from it
+        if self.gpu is not None and (problem := why_not_track(track)) is not None:
+            self.gpu, self.reason = None, problem
         self.damaged_packets = 0
         self.replaced: list[int] = []  # rows of the frames that another stands for
         self._may_seek = file.container in INDEXED and not index.by_number and len(index.keys) > 0
@@ -184,50 +198,102 @@ class FrameReader:
 
     def read(self, row: int) -> np.ndarray:
         """Frame `row` of the index, (H,W,3) uint8 RGB, upright; raises `MediaFormat` if nothing decodes."""
+        try:
+            return self._read(row)
+        except NotOnGpu as refusal:
+            self.gpu, self.reason = None, str(refusal)
+            self._open()
+            return self._read(row)
+
+    def _read(self, row: int) -> np.ndarray:
         target = int(self.index.ticks[row])
         if self._rgb is not None and self._rgb[0] == target:
             return self._rgb[1]
         self._seek_if_it_wins(row)
+        damaged = self.damaged_packets
         ticks = self._decode_to(target)
         landed, self._landed = self._landed, None
         if ticks != target and landed is not None and (landed > 0 or not self.index.from_start):
             # Right after a keyframe, references can lack (intra refresh): once more from one further back.
+            self.damaged_packets = damaged  # those since then come again
             self._seek_to_key(landed - 1)
             self._decode_to(target)
             self._landed = None
         near = [pair for pair in (self._previous, self._current) if pair is not None]
+        missed = not near or min(abs(ticks - target) for ticks, _ in near) > 1.5 * self._usual
+        if missed and self.gpu is not None:
+            raise NotOnGpu(f"the GPU gives no frame at {float(target * self.index.time_base):.2f} s")
         if near:
             ticks, frame = min(near, key=lambda pair: abs(pair[0] - target))
-            rgb, missed = self._upright(frame), abs(ticks - target) > 1.5 * self._usual
+            rgb = self._upright(frame)
         elif self._rgb is not None:
-            rgb, missed = self._rgb[1], True
+            rgb = self._rgb[1]
         else:
             raise _no_frame(self.file)
         if missed:
             self.replaced.append(row)
+        if self.gpu is not None:
+            if not self.read_on_gpu:
+                self._compare_with_cpu(row, rgb)
+            self.read_on_gpu += 1
         self._rgb = (target, rgb)
         return rgb
 
     def _open(self) -> None:
         self.close()
-        self._container = open_container(self.file.path, only=self.track.index)
+        self._container = self._open_on_gpu() or open_container(
+            self.file.path, self.file.guard, only=self.track.index
+        )
         self._stream = stream_of(self._container, self.track)
-        self._stream.thread_type = "AUTO"
+        if self.gpu is None:
+            self._stream.thread_type = "AUTO"
+        else:  # it decodes a frame at a time, and every thread would keep frames of its few
+            self._stream.codec_context.thread_count = 1
         self._place = 0 if self.index.from_start else None
         self._landed = None
         self._number = round(self.track.first_s / self.index.time_base)
-        self._packets = packets(self._container, self._stream)
+        self._packets = packets(self._container, self._stream, self.file.guard)
         self._frames = self._decoded()
+
+    def _open_on_gpu(self) -> Any:
+        """The container as the GPU decodes it; None, with the reason, where it cannot."""
+        if self.gpu is None:
+            return None
+        try:
+            container = open_container(
+                self.file.path, self.file.guard, self.track.index, acceleration(self.gpu)
+            )
+        except av.FFmpegError as error:  # of the device: without it, this file has been opened before
+            self.gpu, self.reason = None, f"the GPU's decoder does not open: {error.strerror}"
+            return None
+        if stream_of(container, self.track).codec_context.is_hwaccel:
+            return container
+        container.close()
+        self.gpu, self.reason = None, f"FFmpeg has no GPU decoder of {self.track.codec}"
+        return None
+
+    def _compare_with_cpu(self, row: int, rgb: np.ndarray) -> None:
+        """`NotOnGpu` unless the CPU decodes the same frame up to rounding: cropping at the left or top, for
+        one, is lost on the GPU."""
+        with FrameReader(self.file, self.track, self.index) as plain:
+            expected = plain.read(row)
+        off = int(np.abs(expected.astype(np.int16) - rgb).max())
+        if off > 1:
+            raise NotOnGpu(f"the GPU's frame differs from the CPU's by up to {off} of 255")
 
     def _decoded(self) -> Iterator[tuple[int, Any]]:
         """(ticks, frame) in presentation order from where the container stands."""
         for packet in self._packets:
-            frames = decode(packet)
+            frames = decode(packet, self.file.guard)
             if packet.size and self._place is not None:
                 self._place += 1
             if frames is None:
+                if self.gpu is not None:  # whether that is the file's fault or the GPU's, the CPU will tell
+                    raise NotOnGpu("the GPU's decoder stops at a packet")
                 self.damaged_packets += 1
             for frame in frames or ():
+                if self.gpu is not None and frame.format.name != DOWNLOADED[self.track.pixel_format]:
+                    raise NotOnGpu(f"FFmpeg leaves this {self.track.codec} to the CPU")
                 if self.index.by_number:
                     yield self._number, frame
                     self._number += 1
@@ -253,7 +319,7 @@ class FrameReader:
     def _seek_to_key(self, key: int) -> None:
         """Stands before keyframe `key`; if that fails, at the start of the file, and seeks no more."""
         if key >= 0 and seek(self._container, self._stream, int(self.index.keys[key, 2])):
-            self._packets = packets(self._container, self._stream)
+            self._packets = packets(self._container, self._stream, self.file.guard)
             first = next(self._packets, None)
             pts = first.pts if first is not None and first.size else None
             landed = -1 if pts is None else int(np.argmax(self.index.keys[:, 1] == pts))
@@ -267,6 +333,8 @@ class FrameReader:
         self._open()
 
     def _upright(self, frame: Any) -> np.ndarray:
+        if self.gpu is not None:  # from interleaved chroma, RGB would be interpolated by another rule
+            frame = frame.reformat(format=self.track.pixel_format)
         if (frame.width, frame.height) != (self.track.width, self.track.height):
             frame = frame.reformat(width=self.track.width, height=self.track.height)
         rgb = frame.to_ndarray(format="rgb24")

@@ -52,13 +52,14 @@ class Prompt:
     layout:        kind, window, position and time of every token; the i-th video (audio) token of the
                    sequence is the i-th row of the video (audio) embeddings
     image_slots:   (n_image,) int64, indices of the image tokens, which are kind text
-    next_position: the rotary position (all three axes) of the first generated token
+    next_position: the rotary position (all three axes) of the first generated token; a whole number where the
+                   family's positions are
     """
 
     input_ids: torch.Tensor
     layout: TokenLayout
     image_slots: torch.Tensor
-    next_position: int
+    next_position: float
 
     def __len__(self) -> int:
         return len(self.layout)
@@ -70,10 +71,13 @@ class Encoded:
 
     embeddings: (N, D) in the language model's dtype, in time order
     saliency:   (N,) float32, attention received per token (docs/method.md, "Stage I"); None if not asked
+    deepstack:  (E, N, D), what the encoder's earlier blocks add to the same tokens behind the language
+                model's first E layers; None where the family or the kind has no such features
     """
 
     embeddings: torch.Tensor
     saliency: torch.Tensor | None
+    deepstack: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -86,7 +90,26 @@ class Encoded:
         saliency = [part.saliency for part in parts if part.saliency is not None]
         if saliency and len(saliency) < len(parts):
             raise ValueError("some parts have saliency and some have none")
-        return cls(torch.cat([part.embeddings for part in parts]), torch.cat(saliency) if saliency else None)
+        deepstack = [part.deepstack for part in parts if part.deepstack is not None]
+        return cls(
+            torch.cat([part.embeddings for part in parts]),
+            torch.cat(saliency) if saliency else None,
+            torch.cat(deepstack, dim=1) if deepstack else None,
+        )
+
+
+@dataclass(frozen=True)
+class AudioBlock:
+    """The stretch of sound that an audio encoder looks at on its own, and what it becomes.
+
+    frames:    mel frames
+    positions: of the encoder, among which it attends
+    tokens:    of the language model
+    """
+
+    frames: int
+    positions: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +118,10 @@ class Geometry:
 
     `mlp` is the width of one token's MLP (for a mixture: of one expert). `vision_full_layers` attend within a
     whole grid, the others within windows of `vision_window_patches` patches. `audio_chunk` is the number of
-    encoder positions that attend to each other.
+    encoder positions that attend to each other. `vision_mlp_products` matrices make one block's MLP, 3 with a
+    gate; `deepstack_layers` mergers beside the last one feed as many layers of the language model.
+    `audio_stem_width` is the width of the audio encoder's three 2-D convolutions, over `audio_stem_frames`
+    mel frames at a time; 0 where it has two 1-D ones.
     """
 
     family: str
@@ -129,6 +155,10 @@ class Geometry:
     experts: int = 0
     active_experts: int = 0
     shared_mlp: int = 0
+    deepstack_layers: int = 0
+    vision_mlp_products: int = 3
+    audio_stem_width: int = 0
+    audio_stem_frames: int = 0
 
     @property
     def key_width(self) -> int:
@@ -156,6 +186,7 @@ class Adapter(ABC):
         notes:          automatic choices made while loading, with their reasons
         quantization:   how the weights are quantised, in words; None where they are not
         fused:          whether `fuse` found that the fast paths can run, and they do
+        position_dtype: of rotary positions: torch.int64, or torch.float32 where the family's may be fractions
     """
 
     geometry: Geometry
@@ -172,6 +203,7 @@ class Adapter(ABC):
     notes: tuple[str, ...]
     quantization: str | None = None
     fused: bool = False
+    position_dtype: torch.dtype = torch.int64
 
     @property
     def n_layers(self) -> int:
@@ -255,6 +287,18 @@ class Adapter(ABC):
             hint="lower --ratio, --max-frames, --fps or --max-new-tokens, or give --start and --end",
         )
 
+    def check_cuts(self, cut_layers: Sequence[int]) -> None:
+        """Raise PlanError when tokens would leave after one of the layers (1-based) whose output the vision
+        encoder still adds to: what it adds is meant for all of them together."""
+        depth = self.geometry.deepstack_layers
+        early = [layer for layer in cut_layers if layer < depth]
+        if early:
+            raise PlanError(
+                f"tokens cannot be dropped after layer {early[0]}: the vision encoder of this model adds "
+                f"features behind each of the first {depth} layers (deepstack)",
+                hint=f"use a method or a preset whose first drop layer is {depth} or more",
+            )
+
     # ---- encoders --------------------------------------------------------------------------------
 
     @abstractmethod
@@ -268,20 +312,22 @@ class Adapter(ABC):
         then equals encoding at once. Tokens come grid by grid, rows of a grid top to bottom."""
 
     @abstractmethod
-    def encode_audio(self, mel: torch.Tensor, *, window: int = 100, saliency: bool = True) -> Encoded:
-        """Embed mel (bins, L) float32. Saliency windows are `window` encoder positions (50 a second).
+    def encode_audio(
+        self, mel: torch.Tensor, *, window: int = 100, saliency: bool = True, start: int = 0
+    ) -> Encoded:
+        """Embed mel (bins, L) float32, which `start` mel frames of the clip come before. Saliency windows are
+        `window` encoder positions.
 
-        Exact when called on multiples of `audio_block_frames` mel frames; the clip's last call may have any
-        length."""
+        Exact when called on multiples of `audio_block.frames`; the clip's last call may have any length."""
 
     @abstractmethod
-    def encode_image(self, image: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-        """Embed one image (H, W, 3) uint8 as (n_image, D)."""
+    def encode_image(self, image: torch.Tensor, grid: tuple[int, int, int]) -> Encoded:
+        """Embed one image (H, W, 3) uint8, without saliency."""
 
     @property
     @abstractmethod
-    def audio_block_frames(self) -> int:
-        """Mel frames in one independent chunk of the audio encoder (200 for Qwen2.5-Omni: 2 s)."""
+    def audio_block(self) -> AudioBlock:
+        """The stretch that the audio encoder attends within (2 s for Qwen2.5-Omni, 8 s for Qwen3-Omni)."""
 
     # ---- the language model ----------------------------------------------------------------------
 
@@ -291,11 +337,21 @@ class Adapter(ABC):
 
     @abstractmethod
     def rotary(self, position: torch.Tensor) -> Rotary:
-        """cos and sin for positions (3, S) int64, each (1, S, head_dim) on `device` in `dtype`."""
+        """cos and sin for positions (3, S) of `position_dtype`: (1, S, head_dim) on `device` in `dtype`."""
 
     @abstractmethod
-    def run_layer(self, index: int, hidden: torch.Tensor, rotary: Rotary, cache: Any | None) -> torch.Tensor:
+    def run_layer(
+        self,
+        index: int,
+        hidden: torch.Tensor,
+        rotary: Rotary,
+        cache: Any | None,
+        deepstack: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """One decoder layer on (1, S, D), causal within the S tokens; (1, S, D) on `layer_device(index)`.
+
+        `deepstack` (E, S, D), zeros where a token has none: row `index` is added to the layer's output, and
+        layers from E on add nothing.
 
         `cache` follows transformers' Cache contract: `cache.update(key, value, layer_idx)` takes rotated keys
         (1, n_kv_heads, S, head_dim) and returns all keys and values to attend to; None keeps nothing. With
@@ -317,10 +373,11 @@ class Adapter(ABC):
         values: Sequence[torch.Tensor],
         lengths: torch.Tensor,
     ) -> torch.Tensor:
-        """All layers and the head on one token, (1, V) float32, without asking the device anything.
+        """All layers and the head on one token of each of B sequences, (B, V) float32, without asking the
+        device anything.
 
-        token: (1,) int64; position: (3, 1) int64; keys, values: a buffer (n_kv_heads, capacity, head_dim) a
-        layer, which get the token's at lengths (n_layers,) int32. Only where `decodes_in_graph`."""
+        token: (B,) int64; position: (3, B); keys, values: a buffer (B, n_kv_heads, capacity, head_dim) a
+        layer, which get the tokens' at lengths (n_layers, B) int32. Only where `decodes_in_graph`."""
         raise ValueError(f"{self.name} does not decode in a graph")
 
     @abstractmethod

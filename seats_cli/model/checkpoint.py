@@ -20,8 +20,6 @@ Log = Callable[[str], None]
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
-SUPPORTED = ("Qwen2.5-Omni (model_type qwen2_5_omni or qwen2_5_omni_thinker)",)
-
 
 EMBEDDED = "tiny"  # the name of the model that ships with the package
 
@@ -147,7 +145,7 @@ def _hub_call(repo: str, revision: str | None, call: Callable[[], Any], offline:
 def thinker_weights(checkpoint: Checkpoint, log: Log) -> dict[str, Path]:
     """Weight name -> safetensors file, of the thinker alone; its files are all present afterwards.
 
-    A full checkpoint names its thinker's weights `thinker.*`; files that only hold the talker or token2wav
+    A full checkpoint names its thinker's weights `thinker.*`; files that only hold the talker or the vocoder
     are neither fetched nor opened. ModelError for missing shards and for pickled weights.
     """
     index = checkpoint.read_json(INDEX_FILE)
@@ -178,7 +176,7 @@ def thinker_weights(checkpoint: Checkpoint, log: Log) -> dict[str, Path]:
 def _thinker_names(names: Iterable[str]) -> list[str]:
     every = list(names)
     prefixed = [name for name in every if name.startswith("thinker.")]
-    return prefixed or [name for name in every if not name.startswith(("talker.", "token2wav."))]
+    return prefixed or [name for name in every if not name.startswith(("talker.", "token2wav.", "code2wav."))]
 
 
 def _require(checkpoint: Checkpoint, files: list[str], log: Log) -> None:

@@ -5,7 +5,7 @@ files where it has them, else the geometry of a preset and a byte-level tokenize
 every report must say so (`Adapter.random_weights`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from seats_cli.model.checkpoint import (
     locate,
     read_preprocessor,
 )
+from seats_cli.model.families import family_of, find_family
 from seats_cli.model.footprint import weight_bytes
 from seats_cli.model.load import (
     assemble,
     has_tokenizer,
-    network_class,
     raw_configs,
     read_thinker_config,
     read_tokenizer,
@@ -40,15 +40,6 @@ from seats_cli.model.weights import ATTENTION, on_meta, quiet_transformers
 from seats_cli.presets import load_preset
 
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-CONFIG_TOKENS = {  # thinker config field -> the token whose id it holds
-    "audio_token_index": "<|AUDIO|>",
-    "image_token_index": "<|IMAGE|>",
-    "video_token_index": "<|VIDEO|>",
-    "audio_start_token_id": "<|audio_bos|>",
-    "audio_end_token_id": "<|audio_eos|>",
-    "vision_start_token_id": "<|vision_bos|>",
-    "vision_end_token_id": "<|vision_eos|>",
-}
 SEED = 0
 
 
@@ -84,7 +75,9 @@ def load_outline(
             except ModelError:
                 checkpoint = locate(model, revision=revision, offline=is_offline(offline), log=log)
     parts = _read_parts(checkpoint, model)
-    network = on_meta(network_class(parts.config), parts.config, DTYPES.get(dtype, torch.bfloat16))
+    family = family_of(parts.config)
+    kind = DTYPES.get(dtype, torch.bfloat16)
+    network = on_meta(family.network_class(), parts.config, kind, family.loading)
     adapter = _assembled(network, parts, model, [], random_weights=False)
     stored = parts.stored
     adapter.quantization = None if stored is None else label(stored)
@@ -118,8 +111,9 @@ def _read_parts(source: Checkpoint | None, model: str) -> Parts:
     if source and has_tokenizer(source):
         tokenizer = read_tokenizer(source)
     else:
-        tokenizer = _byte_tokenizer()
-        for field, token in CONFIG_TOKENS.items():
+        of_config = family_of(config).dummy_ids
+        tokenizer = _byte_tokenizer((*CHAT_TOKENS, *of_config.values()))
+        for field, token in of_config.items():
             setattr(config, field, tokenizer.convert_tokens_to_ids(token))
     has_preprocessor = source and any(
         (source.folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
@@ -151,7 +145,8 @@ def _preset_config(model: str) -> Any:
             f"no geometry is known for {model!r}, so no random weights can be made",
             hint=f"give a folder with a config.json; {error.hint}",
         ) from error
-    if not any(kind.startswith("qwen2_5_omni") for kind in preset.match.model_types):
+    family = find_family(preset.match.model_types[0])
+    if family is None:
         raise ModelError(f"{model} is of a family that is not supported yet: {preset.match.model_types[0]}")
     parts = preset.geometry
     missing = [part for part in ("text", "vision", "audio") if part not in parts]
@@ -163,12 +158,14 @@ def _preset_config(model: str) -> Any:
             "text_config": dict(parts["text"]),
             "vision_config": dict(parts["vision"]),
             "audio_config": dict(parts["audio"]),
-        }
+        },
+        family,
     )
 
 
 def _random_network(config: Any, device: str, dtype: str, log: Log) -> Any:
-    sizes = on_meta(network_class(config), config, DTYPES.get(dtype, torch.bfloat16))
+    family = family_of(config)
+    sizes = on_meta(family.network_class(), config, DTYPES.get(dtype, torch.bfloat16), family.loading)
     placement = choose_placement(device, "none", weight_bytes(sizes, sizes.dtype).total, log)
     if placement.spread is not None:
         raise DeviceError(
@@ -181,11 +178,13 @@ def _random_network(config: Any, device: str, dtype: str, log: Log) -> Any:
     cuda = [placed.index or 0] if placed.type == "cuda" else []
     with quiet_transformers(), torch.random.fork_rng(devices=cuda), torch.device(placed):
         torch.manual_seed(SEED)
-        return network_class(config)._from_config(config, dtype=precision, attn_implementation=ATTENTION)
+        return family.network_class()._from_config(
+            config, dtype=precision, **{"attn_implementation": ATTENTION, **family.loading}
+        )
 
 
-def _byte_tokenizer() -> Any:
-    """One token a byte and the special tokens: real enough to lay out any prompt."""
+def _byte_tokenizer(tokens: Sequence[str]) -> Any:
+    """One token a byte and special `tokens`: real enough to lay out any prompt."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -193,7 +192,6 @@ def _byte_tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokens = (*CHAT_TOKENS, *CONFIG_TOKENS.values())
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"

@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from seats_cli.model.fused_modules import ALIGNMENT, pack_rows, pad_columns
-from seats_cli.model.kernels import quick_attention, rms_norm, rotate_pairs, silu_mul
+from seats_cli.model.kernels import attention, rms_norm, rotate_pairs, silu_mul
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,16 @@ class FusedVision:
         x = functional.linear(patches, self._patch)
         x = self._reorder(x, grids, plan.order)
         qkv = None
-        with quick_attention(x.device, per_grid):
-            for index, block in enumerate(self._blocks):
-                normed = rms_norm(x, block.norm1, self._eps, block.attention_offset)
-                qkv = functional.linear(normed, block.qkv, block.qkv_bias)
-                qkv = rotate_pairs(qkv, plan.cos, plan.sin, self.n_heads, self.head_dim)
-                sizes = (per_grid,) if index in self._full else plan.sizes
-                seen = self._attend(qkv, sizes, grids)
-                x.addmm_(seen, block.out.t())
-                normed = rms_norm(x, block.norm2, self._eps, block.mlp_offset)
-                gate_up = functional.linear(normed, block.gate_up, block.gate_up_bias)
-                x.addmm_(silu_mul(gate_up), block.down.t())
+        for index, block in enumerate(self._blocks):
+            normed = rms_norm(x, block.norm1, self._eps, block.attention_offset)
+            qkv = functional.linear(normed, block.qkv, block.qkv_bias)
+            qkv = rotate_pairs(qkv, plan.cos, plan.sin, self.n_heads, self.head_dim)
+            sizes = (per_grid,) if index in self._full else plan.sizes
+            seen = self._attend(qkv, sizes, grids)
+            x.addmm_(seen, block.out.t())
+            normed = rms_norm(x, block.norm2, self._eps, block.mlp_offset)
+            gate_up = functional.linear(normed, block.gate_up, block.gate_up_bias)
+            x.addmm_(silu_mul(gate_up), block.down.t())
         merger = self._tower.merger
         merged = rms_norm(x, merger.ln_q.weight, merger.ln_q.variance_epsilon, self._last_offset)
         tokens = merger.mlp(merged.view(-1, merger.hidden_size))
@@ -135,7 +134,7 @@ class FusedVision:
         if len(set(sizes)) == 1:
             heads = qkv.view(-1, sizes[0], 3, self.n_heads, self.head_dim)
             query, key, value = heads.permute(2, 0, 3, 1, 4)
-            seen = functional.scaled_dot_product_attention(query, key, value)
+            seen = attention(query, key, value)
             return seen.transpose(1, 2).reshape(n_rows, -1)
         query, key, value = qkv.view(n_rows, 3, self.n_heads, self.head_dim).unbind(1)
         if qkv.is_cuda and qkv.dtype != torch.float32:
@@ -146,7 +145,7 @@ class FusedVision:
         seen = torch.empty_like(query, memory_format=torch.contiguous_format)
         for rows in _rows_by_size(sizes, grids, qkv.device):
             q, k, v = (part[rows].transpose(1, 2) for part in (query, key, value))
-            seen[rows] = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            seen[rows] = attention(q, k, v).transpose(1, 2)
         return seen.view(n_rows, -1)
 
 
@@ -170,14 +169,14 @@ def _rows_by_size(sizes: tuple[int, ...], grids: int, device: torch.device) -> l
 
 def _pack(block: Any, offset: torch.Tensor) -> tuple[Block, torch.Tensor]:
     """A block's packed weights, given the biases so far; and the biases after it."""
-    attention, mlp = block.attn, block.mlp
+    heads, mlp = block.attn, block.mlp
     pad = -mlp.intermediate_size % ALIGNMENT
-    qkv, qkv_bias = pack_rows([attention.q, attention.k, attention.v])
+    qkv, qkv_bias = pack_rows([heads.q, heads.k, heads.v])
     gate_up, gate_up_bias = pack_rows([mlp.gate_proj, mlp.up_proj], pad)
-    between = offset if attention.proj.bias is None else offset + attention.proj.bias.float()
+    between = offset if heads.proj.bias is None else offset + heads.proj.bias.float()
     after = between if mlp.down_proj.bias is None else between + mlp.down_proj.bias.float()
     packed = Block(
-        block.norm1.weight, qkv, qkv_bias, attention.proj.weight, block.norm2.weight, gate_up, gate_up_bias,
+        block.norm1.weight, qkv, qkv_bias, heads.proj.weight, block.norm2.weight, gate_up, gate_up_bias,
         pad_columns(mlp.down_proj, pad), offset, between,
     )  # fmt: skip
     return packed, after

@@ -6,6 +6,7 @@ carries the norm before it and the sum behind it.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -15,9 +16,20 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SALIENCY_BLOCK = 64
-DECODE_SPLITS = 16  # stretches of the cache that a decoded token attends to at once, for each key head
+DECODE_SPLITS = (
+    16  # stretches of the cache that a decoded token attends to at once, for each key head of one sequence
+)
 DECODE_BLOCK = 64
 SHORT_ATTENTION = 4096  # tokens up to which the attention kernel that starts fastest is the fastest
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """Root-mean-square norms of every query head and every key head, (head_dim,) each, before rotation."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    eps: float
 
 
 @cache
@@ -72,12 +84,38 @@ def _trait(arg: Any) -> Any:
     return arg if arg is None else type(arg)
 
 
-def quick_attention(device: torch.device, n_tokens: int) -> AbstractContextManager[Any]:
-    """Inside the block, attention on CUDA uses kernels that need no plan made for each new length.
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool = False
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d)) v: query (B, H, S, d), key and value (B, K, S, d), to (B, H, S, d).
 
-    cuDNN's, which PyTorch prefers on Hopper, builds a plan for each length that it has not met: 37 ms on an
-    H200, more than a whole pruned prefill, and pruned prompts have a new length after every cut.
+    On CUDA, short sequences run PyTorch's flash kernel. cuDNN's, which PyTorch prefers on Hopper, builds a
+    plan for each length that it has not met: 37 ms on an H200, more than a whole pruned prefill, and pruned
+    prompts have a new length after every cut. Asked for by name, since the switch that PyTorch has for this
+    is the process's, and clips are encoded by one thread while another decodes.
     """
+    if _runs_flash(query):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        seen: torch.Tensor = flash(query, key, value, 0.0, causal)[0]
+        return seen
+    return functional.scaled_dot_product_attention(
+        query, key, value, is_causal=causal, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+def _runs_flash(query: torch.Tensor) -> bool:
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[2] <= SHORT_ATTENTION
+        and query.shape[3] % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def quick_attention(device: torch.device, n_tokens: int) -> AbstractContextManager[Any]:
+    """Inside the block, all of the process's attention on CUDA uses kernels that need no plan made for each
+    new length: what `attention` does for the fast paths, for transformers' own modules."""
     if device.type != "cuda" or n_tokens > SHORT_ATTENTION:
         return nullcontext()
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
@@ -91,7 +129,7 @@ def rms_norm(
 ) -> torch.Tensor:
     """Root-mean-square norm of x (S, D) + offset (D,) float32, rounded to x's dtype before `weight` (D,).
 
-    The order of rounding is that of transformers' Qwen2_5OmniRMSNorm.
+    The order of rounding is that of transformers' Qwen2_5OmniRMSNorm. The reference takes any leading shape.
     """
     if not is_fused(x):
         wide = x.float() if offset is None else x.float() + offset
@@ -159,19 +197,26 @@ def rotate_and_split(
     n_heads: int,
     n_kv_heads: int,
     head_dim: int,
+    *,
+    norms: HeadNorms | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rotated queries (H, S, d), rotated keys and values (K, S, d) of qkv (S, (H + 2 K) d).
 
-    cos, sin: (S, d), both halves alike. The queries are a view of `qkv`, which they overwrite; keys and
-    values are new, so that a cache of them does not keep the queries alive.
+    cos, sin: (S, d), both halves alike. `norms` come before the rotation. The queries are a view of `qkv`,
+    which they overwrite; keys and values are new, so that a cache of them does not keep the queries alive.
     """
     n_rows = len(qkv)
     if is_fused(qkv):
         kv = qkv.new_empty(2 * n_kv_heads, n_rows, head_dim)
-        _rotate(qkv, cos, sin, kv, n_heads, n_kv_heads, head_dim)
+        _rotate(qkv, cos, sin, kv, n_heads, n_kv_heads, head_dim, norms)
     else:
         heads = qkv.view(n_rows, n_heads + 2 * n_kv_heads, head_dim)
         turned = heads[:, : n_heads + n_kv_heads]
+        if norms is not None:
+            query, key = turned[:, :n_heads], turned[:, n_heads:]
+            turned = torch.cat(
+                (rms_norm(query, norms.query, norms.eps), rms_norm(key, norms.key, norms.eps)), dim=1
+            )
         low, high = turned.chunk(2, dim=-1)
         turned = turned * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
         heads[:, :n_heads] = turned[:, :n_heads]
@@ -189,13 +234,16 @@ def _rotate(
     n_query: int,
     n_key: int,
     head_dim: int,
+    norms: HeadNorms | None = None,
 ) -> None:
     n_heads = n_query + 2 * n_key
     heads = min(_power(n_heads), 16)
     launch(
         _kernels().rotate, (len(qkv), -(-n_heads // heads)),
-        qkv, cos, sin, kv, len(qkv), len(cos), qkv.stride(0), N_QUERY=n_query, N_KEY=n_key, N_HEADS=n_heads,
-        DIM=head_dim, SPLIT=kv is not None, HEADS=heads, HALF=_power(head_dim // 2), num_warps=4,
+        qkv, cos, sin, kv, norms and norms.query, norms and norms.key, len(qkv), len(cos), qkv.stride(0),
+        norms.eps if norms else 0.0, N_QUERY=n_query, N_KEY=n_key, N_HEADS=n_heads, DIM=head_dim,
+        SPLIT=kv is not None, HAS_NORM=norms is not None, HEADS=heads, HALF=_power(head_dim // 2),
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -204,7 +252,7 @@ def attention_received(qkv: torch.Tensor, n_heads: int, head_dim: int, window: i
 
     Full softmax within consecutive windows of `window` rows (the last may be shorter), mean over heads, sum
     over queries (docs/method.md, "Stage I", step 1). Never more than one block of scores exists; CUDA only:
-    elsewhere `qwen2_5_omni.attention_received` is the same in chunks.
+    elsewhere `saliency.attention_received` is the same in chunks.
     """
     n_rows, width = len(qkv), n_heads * head_dim
     lse = torch.empty(n_heads, n_rows, dtype=torch.float32, device=qkv.device)
@@ -223,7 +271,141 @@ def attention_received(qkv: torch.Tensor, n_heads: int, head_dim: int, window: i
     return received
 
 
-# ---- one token -----------------------------------------------------------------------------------
+# ---- experts -------------------------------------------------------------------------------------
+
+
+def route(logits: torch.Tensor, top: int, renormalised: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `top` likeliest experts of each token, and their weights in the sum: logits (S, E), to (S, top) in
+    the logits' dtype and (S, top) int64, likeliest first.
+
+    Weights are probabilities over all experts, or `renormalised` over the chosen ones.
+    """
+    if is_fused(logits):
+        return _route(logits, top, renormalised, None, None)
+    likely, experts = logits.float().softmax(-1).topk(top, dim=-1)
+    if renormalised:
+        likely = likely / likely.sum(-1, keepdim=True)
+    return likely.to(logits.dtype), experts
+
+
+def _route(
+    logits: torch.Tensor,
+    top: int,
+    renormalised: bool,
+    counts: torch.Tensor | None,
+    ranks: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    n_rows, n_experts = logits.shape
+    shares = logits.new_empty(n_rows, top)
+    experts = torch.empty(n_rows, top, dtype=torch.int64, device=logits.device)
+    launch(
+        _kernels().route, (n_rows,),
+        logits, shares, experts, counts, ranks, n_experts, TOP=top, TOP_PAD=_power(top),
+        RENORMALISED=renormalised, COUNTS=counts is not None, BLOCK=_power(n_experts), num_warps=1,
+    )  # fmt: skip
+    return shares, experts
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Tokens sorted by expert, each once for every expert that it goes through.
+
+    rows:   (S * top, D), one expert's after another's; in which order within an expert is nobody's business
+    ends:   (E,) int32, where the rows of each expert end
+    places: (S, top) int64, which row is a token's i-th
+    shares: (S, top), the weights of its experts' outputs
+    """
+
+    rows: torch.Tensor
+    ends: torch.Tensor
+    places: torch.Tensor
+    shares: torch.Tensor
+
+
+def group_by_expert(x: torch.Tensor, logits: torch.Tensor, top: int, renormalised: bool) -> Grouped:
+    """The rows of x (S, D) as `route` sends them by logits (S, E), without waiting for the device."""
+    n_experts = logits.shape[1]
+    if not is_fused(x):
+        shares, experts = route(logits, top, renormalised)
+        of_expert, order = experts.flatten().sort(stable=True)
+        ends = torch.searchsorted(of_expert, torch.arange(n_experts, device=x.device), right=True)
+        places = torch.empty_like(order)
+        places[order] = torch.arange(len(order), device=x.device)
+        return Grouped(x[order // top], ends.to(torch.int32), places.view_as(experts), shares)
+    counts = torch.zeros(n_experts, dtype=torch.int32, device=x.device)
+    ranks = torch.empty(len(x), top, dtype=torch.int32, device=x.device)
+    shares, experts = _route(logits, top, renormalised, counts, ranks)
+    rows, places = x.new_empty(len(x) * top, x.shape[1]), torch.empty_like(experts)
+    ends = torch.empty_like(counts)
+    launch(
+        _kernels().group_rows, (len(x),),
+        x, experts, ranks, counts, rows, places, ends, x.shape[1], n_experts, TOP=top,
+        EXPERTS=_power(n_experts), BLOCK=_power(x.shape[1]), num_warps=4,
+    )  # fmt: skip
+    return Grouped(rows, ends, places, shares)
+
+
+def combine_experts(
+    x: torch.Tensor, outputs: torch.Tensor, places: torch.Tensor, shares: torch.Tensor
+) -> torch.Tensor:
+    """x (S, D) + the sum over a token's experts of share * output: outputs (S * top, D) in any order, of
+    which row places[s, i] is token s's i-th; shares (S, top)."""
+    if not is_fused(x):
+        return x + (outputs[places].float() * shares[..., None].float()).sum(1).to(x.dtype)
+    out, width = torch.empty_like(x), x.shape[1]
+    block = min(_power(width), 2048)
+    launch(
+        _kernels().combine_experts, (len(x), -(-width // block)),
+        x, outputs, places, shares, out, width, TOP=shares.shape[1], BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def expert_gate_up(
+    x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor, norm: tuple[torch.Tensor, float]
+) -> torch.Tensor:
+    """silu(gate) * up of each of B tokens, x (B, D), in each of its experts (B, top): weight (E, 2 I, D), to
+    (B * top, I).
+
+    norm: as in `matvec`. Only these experts' weights are read.
+    """
+    top, width, inner = experts.shape[1], x.shape[1], weight.shape[1] // 2
+    if not is_fused(x):
+        return silu_mul((weight[experts] @ rms_norm(x, *norm)[:, None, :, None])[..., 0].flatten(0, 1))
+    out = x.new_empty(len(x) * top, inner)
+    rows, block = 16, 512
+    launch(
+        _kernels().matvec, (-(-inner // rows), len(out)),
+        x, norm[0], weight, None, None, experts, out, inner, width, norm[1], HAS_NORM=True, HAS_BIAS=False,
+        HAS_RESIDUAL=False, TOP=top, GATED=True, ROWS=rows, BLOCK=block, WHOLE=_power(width),
+        num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def expert_down(
+    inner: torch.Tensor,
+    weight: torch.Tensor,
+    experts: torch.Tensor,
+    shares: torch.Tensor,
+    residual: torch.Tensor,
+) -> torch.Tensor:
+    """residual (B, D) + the sum over each token's experts (B, top) of share * weight @ inner: weight
+    (E, D, I), inner (B * top, I), shares (B, top). Only these experts' weights are read."""
+    if not is_fused(inner):
+        outputs = (weight[experts] @ inner.view(*experts.shape, -1, 1))[..., 0]
+        return residual + (outputs.float() * shares[..., None].float()).sum(1).to(residual.dtype)
+    out, n_out = torch.empty_like(residual), weight.shape[1]
+    rows = 4
+    launch(
+        _kernels().expert_down, (-(-n_out // rows), len(residual)),
+        inner, weight, experts, shares, residual, out, n_out, inner.shape[1], TOP=experts.shape[1], ROWS=rows,
+        BLOCK=min(256, _power(inner.shape[1])), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+# ---- one token a sequence ------------------------------------------------------------------------
 
 
 def matvec(
@@ -236,15 +418,20 @@ def matvec(
     gated: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """weight @ rms_norm(x) + bias + residual for one token: x (1, D), weight (N, D), to (1, N) in `dtype`.
+    """weight @ rms_norm(x) + bias + residual for each of B tokens: x (B, D), weight (N, D), to (B, N).
 
     norm: weight and epsilon of the norm before the product, or None. gated: the first half of the rows is a
-    gate and the second what it lets through, (1, N / 2): silu(gate) * up.
+    gate and the second what it lets through, (B, N / 2): silu(gate) * up. dtype: of the result, x's unless
+    given. One token is bound by reading the weights, which the kernel does faster than a library's product;
+    several share that reading, and the library's is as good.
     """
     dtype = dtype or x.dtype
-    if not is_fused(x):
+    if len(x) > 1 or not is_fused(x):
         normed = x if norm is None else rms_norm(x, *norm)
-        out = functional.linear(normed, weight, bias)
+        if normed.is_cuda and dtype == torch.float32 != x.dtype and bias is None and not gated:
+            out = torch.mm(normed, weight.t(), out_dtype=dtype)  # not rounded on the way
+        else:
+            out = functional.linear(normed, weight, bias)
         out = silu_mul(out) if gated else out
         return (out if residual is None else residual + out).to(dtype)
     width = x.shape[1]
@@ -253,9 +440,10 @@ def matvec(
     rows, block = (16, 512) if gated else (2, 4096) if width > 8192 else (4, 512)
     launch(
         _kernels().matvec, (-(-n_out // rows),),
-        x, norm[0] if norm else None, weight, bias, residual, out, n_out, width, norm[1] if norm else 0.0,
-        HAS_NORM=norm is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, GATED=gated,
-        ROWS=rows, BLOCK=block, WHOLE=_power(width), num_warps=4,
+        x, norm[0] if norm else None, weight, bias, residual, None, out, n_out, width,
+        norm[1] if norm else 0.0, HAS_NORM=norm is not None, HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None, TOP=0, GATED=gated, ROWS=rows, BLOCK=block,
+        WHOLE=_power(width), num_warps=4,
     )  # fmt: skip
     return out
 
@@ -268,38 +456,42 @@ def decode_attention(
     values: torch.Tensor,
     length: torch.Tensor,
     n_heads: int,
+    *,
+    norms: HeadNorms | None = None,
 ) -> torch.Tensor:
-    """One new token's attention over a cache whose length only the device knows: (1, H d).
+    """Attention of one new token of each of B sequences, whose lengths only the device knows: (B, H d).
 
-    qkv: (1, (H + 2 K) d), overwritten; cos, sin: (1, d); keys, values: (K, capacity, d), which get the new
-    token's at `length` () int32. `length` itself is left as it is.
+    qkv: (B, (H + 2 K) d), overwritten; cos, sin: (B, d); keys, values: (B, K, capacity, d), which get the new
+    tokens' at `length` (B,) int32. `length` itself is left as it is.
     """
-    n_kv_heads, capacity, head_dim = keys.shape
+    batch, n_kv_heads, capacity, head_dim = keys.shape
     group = n_heads // n_kv_heads
     if not is_fused(qkv):
-        query, key, value = rotate_and_split(qkv, cos, sin, n_heads, n_kv_heads, head_dim)
-        at = length.long().view(1)
-        keys.index_copy_(1, at, key)
-        values.index_copy_(1, at, value)
-        mask = torch.arange(capacity, device=qkv.device)[None, None, None] <= at
+        query, key, value = rotate_and_split(qkv, cos, sin, n_heads, n_kv_heads, head_dim, norms=norms)
+        rows = torch.arange(batch, device=qkv.device)
+        keys[rows, :, length.long()] = key.transpose(0, 1)
+        values[rows, :, length.long()] = value.transpose(0, 1)
+        seen = torch.arange(capacity, device=qkv.device) <= length[:, None]
         out = functional.scaled_dot_product_attention(
-            query[None], keys[None], values[None], attn_mask=mask, enable_gqa=True
+            query.transpose(0, 1)[:, :, None], keys, values, attn_mask=seen[:, None, None], enable_gqa=True
         )
-        return out.reshape(1, n_heads * head_dim)
+        return out.reshape(batch, n_heads * head_dim)
     kernels, pad = _kernels(), _power(head_dim, 16)
     launch(
-        kernels.append_token, (n_heads + 2 * n_kv_heads,), 
-        qkv, cos, sin, keys, values, length, capacity, N_QUERY=n_heads, N_KEY=n_kv_heads, DIM=head_dim,
-        HALF=_power(head_dim // 2), num_warps=1,
+        kernels.append_token, (n_heads + 2 * n_kv_heads, batch),
+        qkv, cos, sin, norms and norms.query, norms and norms.key, keys, values, length, capacity,
+        norms.eps if norms else 0.0, N_QUERY=n_heads, N_KEY=n_kv_heads, DIM=head_dim,
+        HAS_NORM=norms is not None, HALF=_power(head_dim // 2), num_warps=1,
     )  # fmt: skip
-    part = torch.empty(n_heads, DECODE_SPLITS, head_dim, dtype=torch.float32, device=qkv.device)
-    lse = torch.empty(n_heads, DECODE_SPLITS, dtype=torch.float32, device=qkv.device)
+    splits = DECODE_SPLITS if batch < 4 else DECODE_SPLITS // 4  # several sequences fill the device sooner
+    part = torch.empty(batch, n_heads, splits, head_dim, dtype=torch.float32, device=qkv.device)
+    lse = torch.empty(batch, n_heads, splits, dtype=torch.float32, device=qkv.device)
     launch(
-        kernels.attend_part, (n_kv_heads, DECODE_SPLITS), 
-        qkv, keys, values, length, part, lse, capacity, head_dim**-0.5, GROUP=group,
-        GROUP_PAD=_power(group, 16), DIM=head_dim, DIM_PAD=pad, SPLITS=DECODE_SPLITS, BLOCK=DECODE_BLOCK,
+        kernels.attend_part, (n_kv_heads, splits, batch),
+        qkv, keys, values, length, part, lse, capacity, head_dim**-0.5, N_QUERY=n_heads, N_KEY=n_kv_heads,
+        GROUP_PAD=_power(group, 16), DIM=head_dim, DIM_PAD=pad, SPLITS=splits, BLOCK=DECODE_BLOCK,
         num_warps=4,
     )  # fmt: skip
-    out = torch.empty(1, n_heads * head_dim, dtype=qkv.dtype, device=qkv.device)
-    launch(kernels.attend_join, (n_heads,), part, lse, out, DIM=head_dim, DIM_PAD=pad, SPLITS=DECODE_SPLITS)
+    out = torch.empty(batch, n_heads * head_dim, dtype=qkv.dtype, device=qkv.device)
+    launch(kernels.attend_join, (batch * n_heads,), part, lse, out, DIM=head_dim, DIM_PAD=pad, SPLITS=splits)
     return out

@@ -14,7 +14,6 @@ import torch
 from seats_cli.errors import ModelError, UsageError
 from seats_cli.model.adapter import Adapter
 from seats_cli.model.checkpoint import (
-    SUPPORTED,
     Checkpoint,
     Log,
     eos_ids,
@@ -23,6 +22,7 @@ from seats_cli.model.checkpoint import (
     read_preprocessor,
     thinker_weights,
 )
+from seats_cli.model.families import SUPPORTED, Family, family_of, find_family
 from seats_cli.model.footprint import stored_bytes, weight_bytes
 from seats_cli.model.placement import DTYPES, choose_dtype, choose_placement, parse_device
 from seats_cli.model.preprocess import MelSpec, PixelStats
@@ -40,7 +40,6 @@ from seats_cli.model.quantize import (
 from seats_cli.model.weights import lazy_tensors, load_weights, on_meta, quiet_transformers
 
 FLOATS = ("F16", "BF16", "F32")  # safetensors' types in which a checkpoint's own precision shows
-THINKER_FIELDS = ("text_config", "vision_config", "audio_config")
 
 
 def load_model(
@@ -143,30 +142,23 @@ def _load_network(
     checkpoint: Checkpoint, config: Any, tensors: Mapping[str, Any], asked: Asked, log: Log
 ) -> Any:
     """Choose where the weights go and load them there. `tensors`: safetensors slices by name."""
-    is_stored = getattr(config, "quantization_config", None) is not None
+    family, is_stored = family_of(config), getattr(config, "quantization_config", None) is not None
     floats = (kind for kind in (tensor.get_dtype() for tensor in tensors.values()) if kind in FLOATS)
     expected = DTYPES.get(asked.dtype, torch.bfloat16)
-    network = on_meta(network_class(config), config, expected)
+    network = on_meta(family.network_class(), config, expected, family.loading)
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     needed = stored_bytes(tensors) if is_stored else weight_bytes(network, expected, asked.quantize).total
     offload = not is_stored and asked.quantize == NONE
     placement = choose_placement(asked.device, asked.device_map, needed, log, offload=offload)
     precision = choose_dtype(asked.dtype, placement.device, n_parameters, next(floats, "F32"), log)
     if precision != expected:
-        network = on_meta(network_class(config), config, precision)
+        network = on_meta(family.network_class(), config, precision, family.loading)
     how = None
     if asked.quantize != NONE:
         check_device(asked.quantize, placement.device.type, precision)
         how = quantization_config(asked.quantize, network, precision)
         log(f"weights: the decoder's linear layers in {asked.quantize}, the rest in {str(precision)[6:]}")
-    return load_weights(checkpoint, network, tensors, placement, precision, how)
-
-
-def network_class(config: Any) -> Any:
-    """transformers' class of a thinker with this config."""
-    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
-
-    return Qwen2_5OmniThinkerForConditionalGeneration
+    return load_weights(checkpoint, network, tensors, placement, precision, how, family.loading)
 
 
 def refuse_for_dummy(quantize: str, device_map: str) -> None:
@@ -208,8 +200,6 @@ def assemble(
     random_weights: bool = False,
 ) -> Adapter:
     """The adapter of a built network, after checking that its parts agree with each other."""
-    from seats_cli.model.qwen2_5_omni import Qwen25OmniAdapter
-
     config = network.config
     if mel.bins != config.audio_config.num_mel_bins:
         raise ModelError(
@@ -220,7 +210,7 @@ def assemble(
     ids = eos | {vocab[token] for token in ("<|im_end|>", "<|endoftext|>") if token in vocab}
     if isinstance(tokenizer.eos_token_id, int):
         ids.add(tokenizer.eos_token_id)
-    return Qwen25OmniAdapter(
+    adapter: Adapter = family_of(config).adapter_class()(
         network.requires_grad_(False).eval(),
         tokenizer,
         pixel_stats=stats,
@@ -231,6 +221,7 @@ def assemble(
         random_weights=random_weights,
         notes=notes,
     )
+    return adapter
 
 
 # ---- what the files say --------------------------------------------------------------------------
@@ -240,21 +231,17 @@ def read_thinker_config(checkpoint: Checkpoint) -> Any:
     """The thinker's config object; ModelError for other families and for a config that lacks a part."""
     raw = checkpoint.read_json("config.json") or {}
     kind = raw.get("model_type")
-    if kind == "qwen2_5_omni":
-        thinker = raw.get("thinker_config")
-    elif kind == "qwen2_5_omni_thinker":
-        thinker = raw
-    else:
+    family = find_family(kind)
+    if family is None:
         raise ModelError(
             f"{checkpoint.name} is of a family that is not supported: model_type {kind!r}",
             hint="supported: " + "; ".join(SUPPORTED),
         )
+    thinker = raw.get("thinker_config") if kind == family.model_type else raw
     if not isinstance(thinker, Mapping):
         raise ModelError(f"{checkpoint.folder / 'config.json'} lacks `thinker_config`")
-    for field in THINKER_FIELDS:
-        if not isinstance(thinker.get(field), Mapping):
-            raise ModelError(f"the thinker config of {checkpoint.name} lacks `{field}`")
-    return thinker_config(thinker)
+    family.check_stated(thinker, checkpoint.name)
+    return thinker_config(thinker, family)
 
 
 def raw_configs(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -268,15 +255,14 @@ def _stated_eos(checkpoint: Checkpoint) -> set[int]:
     return eos_ids(checkpoint, [raw, thinker, thinker.get("text_config", {})])
 
 
-def thinker_config(thinker: Mapping[str, Any]) -> Any:
-    """A `Qwen2_5OmniThinkerConfig` from its JSON."""
+def thinker_config(thinker: Mapping[str, Any], family: Family) -> Any:
+    """A thinker's config object from its JSON."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniThinkerConfig
 
     ignored = {"model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path"}
     ignored |= {"quantization_config"}  # told apart, as `for_thinker` has it
     try:
-        return Qwen2_5OmniThinkerConfig(**{k: v for k, v in thinker.items() if k not in ignored})
+        return family.config_class()(**{k: v for k, v in thinker.items() if k not in ignored})
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise ModelError(f"the checkpoint's thinker config is not valid: {error}") from error
 

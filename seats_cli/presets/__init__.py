@@ -105,6 +105,7 @@ class Preset:
     checkpoint:  hub id, or "" where the preset is for no particular one
     ratio_table: rows in ascending ratio
     calibrated:  the best measured plans, in ascending ratio; () where nobody measured
+    published_windows: the paper's windows, where `windows` are others
     options:     options of selection that this preset sets, as `--set` would
     geometry:    sections of the thinker's config ("text", "vision", "audio", "thinker") for random weights
     provenance:  where each group of numbers comes from
@@ -122,6 +123,7 @@ class Preset:
     geometry: Mapping[str, Mapping[str, Any]]
     provenance: Mapping[str, str]
     calibrated: tuple[CalibratedRow, ...] = ()
+    published_windows: StageOneWindows | None = None
 
     @property
     def n_layers(self) -> int:
@@ -211,6 +213,7 @@ def preset_by_rule(model_type: str, n_layers: int, hidden_size: int) -> Preset:
         match=Match((model_type,), n_layers, hidden_size),
         schedule=schedule_by_rule(n_layers, relative.schedule),
         windows=relative.windows,
+        published_windows=relative.published_windows,
         ratio_table=relative.ratio_table,
         caps=relative.caps,
         options={},
@@ -298,19 +301,15 @@ def _read_model(file: Section) -> Preset:
     match = file.section("match")
     match.expect_only(("model_types", "layers", "hidden_size"))
     n_layers = match.whole("layers", "from 1 up", lambda value: value >= 1)
-    windows = file.section("stage_one")
-    windows.expect_only(("video_grids", "audio_tokens", "audio_saliency_positions"))
-    window_sizes = (
-        windows.whole(key, "from 1 up", lambda value: value >= 1)
-        for key in ("video_grids", "audio_tokens", "audio_saliency_positions")
-    )
+    windows, published_windows = _windows(file.section("stage_one"))
     return Preset(
         name=file.text("name"),
         status=status,  # type: ignore[arg-type]  # checked against Status just above
         checkpoint=file.text("checkpoint", ""),
         match=Match(match.texts("model_types"), n_layers, match.whole("hidden_size", "from 1 up", _positive)),
         schedule=_schedule(file.section("schedule"), n_layers),
-        windows=StageOneWindows(*window_sizes),
+        windows=windows,
+        published_windows=published_windows,
         ratio_table=_ratio_table(file),
         calibrated=_calibrated(file, n_layers),
         caps=_caps(file.section("tokens")),
@@ -320,6 +319,22 @@ def _read_model(file: Section) -> Preset:
         },
         provenance={key: str(value) for key, value in file.section("provenance").values.items()},
     )
+
+
+def _windows(section: Section) -> tuple[StageOneWindows, StageOneWindows | None]:
+    """The windows, and the published ones where the file states others."""
+    audio = ("audio_tokens", "audio_saliency_positions")
+
+    def sizes(where: Section, keys: Sequence[str]) -> Iterator[int]:
+        return (where.whole(key, "from 1 up", lambda value: value >= 1) for key in keys)
+
+    section.expect_only(("video_grids", *audio, "published"))
+    windows = StageOneWindows(*sizes(section, ("video_grids", *audio)))
+    if "published" not in section.values:
+        return windows, None
+    published = section.section("published")
+    published.expect_only(audio)
+    return windows, StageOneWindows(windows.video_grids, *sizes(published, audio))
 
 
 def _positive(value: float) -> bool:

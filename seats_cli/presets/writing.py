@@ -24,6 +24,9 @@ def write_preset(preset: Preset, path: Path, *, heading: str = "") -> None:
 def preset_document(preset: Preset) -> dict[str, Any]:
     """The mapping of a preset file: plain values under the keys that presets/__init__.py reads."""
     schedule, windows = asdict(preset.schedule), asdict(preset.windows)
+    if preset.published_windows is not None:
+        published = asdict(preset.published_windows)
+        windows["published"] = {key: published[key] for key in published if key.startswith("audio_")}
     document: dict[str, Any] = {
         "kind": "model",
         "name": preset.name,

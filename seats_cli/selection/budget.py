@@ -6,15 +6,17 @@ where the floors may overshoot the total, and exact, where nothing may. Source: 
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch.nn import functional
 
+from seats_cli.selection.diversity import has_triton
 from seats_cli.selection.layout import TokenLayout
 from seats_cli.selection.options import SelectionOptions
 from seats_cli.selection.plan import keep_total
 from seats_cli.selection.relevance import WindowShares, WindowTokens, sort_into_windows, window_shares
+
+MOST_WINDOWS_FUSED = 2048  # an hour of two-second windows; one program of the kernel holds them all
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ def choose_in_layer(
     shares = window_shares(scores, tokens, options)
     if options.budgets == "published":
         budgets = published_budgets(shares, tokens, total_video, total_audio)
-    elif scores.is_cuda:
-        budgets = recorded_budgets(shares, tokens, total_video, total_audio)
+    elif scores.is_cuda and has_triton() and n_windows <= MOST_WINDOWS_FUSED:
+        budgets = fused_budgets(shares, tokens, total_video, total_audio)
     else:
         budgets = exact_budgets(shares, tokens, total_video, total_audio)
     quota = torch.stack((budgets.video, budgets.audio), dim=1).view(-1)
@@ -77,9 +79,15 @@ def counts_are_known(total_video: int, total_audio: int, n_windows: int, options
 
 
 def keep_best(scores: torch.Tensor, group: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
-    """(S,) bool, True for the `quota[g]` highest-scored tokens of each group g; ties: the lowest index."""
-    order = scores.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]
+    """(S,) bool, True for the `quota[g]` highest-scored tokens of each group g; ties: the lowest index.
+
+    scores: (S,) float32; group: (S,) int64; quota: (G,) int64.
+    """
+    # One sort by both: float bits order like integers once those of negative numbers are turned over, and
+    # adding 0 makes the two zeros one.
+    bits = (scores + 0.0).view(torch.int32)
+    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    order = ((group << 32) - rising).argsort(stable=True)
     sizes = torch.zeros_like(quota).scatter_add_(0, group, torch.ones_like(group))
     start = sizes.cumsum(0) - sizes
     ordered = group[order]
@@ -132,57 +140,16 @@ def exact_budgets(
     return Budgets(video, audio)
 
 
-def recorded_budgets(
-    shares: WindowShares, tokens: WindowTokens, total_video: int, total_audio: int
-) -> Budgets:
-    """`exact_budgets` on CUDA as one launch: a hundred steps on a few numbers cost their launches, not their
-    work. The same numbers, since windows without tokens have no say."""
-    n_windows = len(shares.video)
-    room = max(64, 1 << (n_windows - 1).bit_length())
-    with torch.cuda.device(shares.video.device):
-        return _recording(room, shares.video.device)(shares, tokens, total_video, total_audio)
+def fused_budgets(shares: WindowShares, tokens: WindowTokens, total_video: int, total_audio: int) -> Budgets:
+    """`exact_budgets` on CUDA in one launch: a hundred and fifty steps on a few numbers cost their launches,
+    not their work. Where a share falls on half a token to the last bit, it may be rounded the other way."""
+    from seats_cli.selection.kernels import divide
 
-
-class _Recording:
-    """`exact_budgets` of up to `room` windows, recorded as a CUDA graph."""
-
-    def __init__(self, room: int, device: torch.device) -> None:
-        self._shares = torch.full((2, room), 1.0 / room, device=device)
-        self._counts = torch.ones((2, room), dtype=torch.int64, device=device)
-        self._totals = torch.full((2,), room, dtype=torch.int64, device=device)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # once as it is, for what is set up on first use
-            self._compute()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._budgets = self._compute()
-
-    def _compute(self) -> Budgets:
-        shares = WindowShares(self._shares[0], self._shares[1])
-        tokens = WindowTokens(self._counts[0], self._counts[0], self._counts[1])  # groups are not read
-        return exact_budgets(shares, tokens, self._totals[0], self._totals[1])
-
-    def __call__(
-        self, shares: WindowShares, tokens: WindowTokens, total_video: int, total_audio: int
-    ) -> Budgets:
-        n = len(shares.video)
-        for index, (share, count, total) in enumerate(
-            ((shares.video, tokens.n_video, total_video), (shares.audio, tokens.n_audio, total_audio))
-        ):
-            self._shares[index, :n] = share
-            self._counts[index, :n] = count
-            self._totals[index].fill_(total)
-        self._shares[:, n:].zero_()
-        self._counts[:, n:].zero_()
-        self._graph.replay()
-        return Budgets(self._budgets.video[:n].clone(), self._budgets.audio[:n].clone())
-
-
-@cache
-def _recording(room: int, device: torch.device) -> _Recording:
-    return _Recording(room, device)
+    share, counts = (
+        torch.stack(pair, dim=1) for pair in ((shares.video, shares.audio), (tokens.n_video, tokens.n_audio))
+    )
+    budgets = divide(share, counts, total_video, total_audio)
+    return Budgets(budgets[:, 0], budgets[:, 1])
 
 
 def divide_exactly(share: torch.Tensor, size: torch.Tensor, total: torch.Tensor) -> torch.Tensor:

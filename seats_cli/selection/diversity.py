@@ -27,7 +27,7 @@ def choose_diverse(embeddings: torch.Tensor, saliency: torch.Tensor | None, n_ke
     if n_keep == n_tokens:
         return torch.arange(n_tokens, device=embeddings.device).expand(n_windows, -1)
     at_once = max(1, MAX_DISTANCES // n_tokens**2)
-    pick = _fused_greedy() if embeddings.is_cuda and _has_triton() else greedy_max_min
+    pick = _fused_greedy() if embeddings.is_cuda and has_triton() else greedy_max_min
     parts = [
         pick(
             weighted_distances(
@@ -72,7 +72,8 @@ def weighted_distances(embeddings: torch.Tensor, saliency: torch.Tensor | None) 
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether Triton can be imported; PyTorch's CUDA builds for Linux bring it."""
     return find_spec("triton") is not None
 
 

@@ -18,7 +18,8 @@ class TokenLayout:
 
     kind:     (S,) int8, 0 text (everything that is neither: special and image tokens too), 1 video, 2 audio
     window:   (S,) int32, the stretch of time in which a token stands; -1 for text
-    position: (3, S) int64, the 3-D rotary position (time, height, width)
+    position: (3, S) int64, or float32 where a family's positions are fractions of a step: the 3-D rotary
+              position (time, height, width)
     time_s:   (S,) float32, seconds from the start of what is heard and seen; 0 for text
     counts:   tokens of each kind (text, video, audio), known on the host
     """

@@ -4,13 +4,16 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from seats_cli import session
 from seats_cli.cli.app import build_app
+from seats_cli.errors import MediaError
 from seats_cli.measure.report import (
     SCHEMA_VERSION,
     ComputeReport,
@@ -79,6 +82,9 @@ class Script:
     load_error: Exception | None = None
     opened: list[session.ModelOptions] = field(default_factory=list)
     asked: list[tuple[str, str, session.AskOptions]] = field(default_factory=list)
+    read: list[str] = field(default_factory=list)
+    setup_error: Exception | None = None
+    limits: session.Limits | None = None
 
     @property
     def last(self) -> session.AskOptions:
@@ -93,8 +99,15 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
     class ScriptedSession:
         def __init__(
-            self, options: session.ModelOptions, *, log: Any = None, note: Any = None, warn: Any = None
+            self,
+            options: session.ModelOptions,
+            *,
+            log: Any = None,
+            note: Any = None,
+            warn: Any = None,
+            limits: session.Limits | None = None,
         ) -> None:
+            written.limits = limits
             written.opened.append(options)
             if written.load_error is not None:
                 raise written.load_error
@@ -127,6 +140,34 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
                 raise reply
             report = make_report(str(media), question, reply, asdict(options))
             return session.Answer(reply, report)
+
+        adapter = SimpleNamespace(device=torch.device("cpu"))
+
+        def setup(self, options: session.AskOptions) -> None:
+            if isinstance(written.setup_error, Exception):
+                raise written.setup_error
+
+        def read(self, media: str, options: session.AskOptions, *, on_stage: Any, warn: Any) -> Any:
+            written.read.append(str(media))
+            on_stage("encode_video", 1, 2)
+            for warning in written.warnings:
+                warn(warning)
+            reply = written.replies.get(Path(media).name)
+            if isinstance(reply, MediaError):
+                raise reply
+            return SimpleNamespace(media=str(media), seconds={"read": 0.5}, encoded=None)
+
+        def prefill(
+            self, read: Any, question: str, options: session.AskOptions, *, on_stage: Any, warn: Any
+        ) -> Any:
+            return SimpleNamespace(media=read.media, question=question, options=options)
+
+        def generate(self, run: Any, *, on_stage: Any) -> session.Answer:
+            warnings, written.warnings = written.warnings, []
+            try:
+                return self.ask(run.media, run.question, run.options, on_stage=on_stage)
+            finally:
+                written.warnings = warnings
 
     monkeypatch.setattr(session, "Session", ScriptedSession)
     return written

@@ -10,7 +10,7 @@ import pytest
 
 from cli.conftest import Run, Script
 from seats_cli.cli.app import run as command_line
-from seats_cli.cli.ask import EMBEDDED_NOTICE
+from seats_cli.cli.loading import EMBEDDED_NOTICE
 from seats_cli.errors import DeviceError, MediaError, ModelError, UsageError
 
 
@@ -35,6 +35,7 @@ def test_every_option_reaches_the_session(run: Run, script: Script, clip: Path) 
 
     result = run(
         *("ask", clip, "why?", "-m", "omni-7b", "--device", "cuda:1", "--dtype", "bfloat16", "--offline"),
+        *("--hwaccel", "cuda"),
         *(
             "--load-format",
             "dummy",
@@ -75,8 +76,11 @@ def test_every_option_reaches_the_session(run: Run, script: Script, clip: Path) 
     assert result.exit_code == 0, result.stderr
     assert "random weights" in result.stderr
     assert script.opened == [
-        ModelOptions(model="omni-7b", device="cuda:1", dtype="bfloat16", load_format="dummy", offline=True)
-    ]
+        ModelOptions(
+            model="omni-7b", device="cuda:1", dtype="bfloat16", load_format="dummy", offline=True,
+            hwaccel="cuda",
+        )
+    ]  # fmt: skip
     assert script.last == AskOptions(
         ratio=0.2, method="random", preset="paper", settings={"tau": "0.2", "merge": "on"}, max_new_tokens=7,
         temperature=0.5, top_p=0.9, seed=3, system="Be brief.", fps=1.0, max_frames=64, start_s=62.0,
@@ -98,6 +102,7 @@ def test_every_option_reaches_the_session(run: Run, script: Script, clip: Path) 
         (["--max-new-tokens", "2.5"], "'2.5' is not a number; accepted: a whole number"),
         (["--method", "best"], "seats, full, random, fixed"),
         (["--device", "gpu"], "'gpu' is not one of auto, cpu"),
+        (["--hwaccel", "vaapi"], "'vaapi' is not one of none, auto, cuda"),
         (["--dtype", "int8"], "'int8' is not one of auto, float32, bfloat16, float16"),
         (["--load-format", "gguf"], "'gguf' is not one of auto, dummy"),
         (["--start", "1:75"], "'1:75' is not a time"),
@@ -134,7 +139,7 @@ def test_the_question_comes_last(run: Run, script: Script, clip: Path) -> None:
     [
         ("missing.mp4", "no such file"),
         (".", "is a folder"),
-        ("empty.mp4", "is empty"),
+        ("empty", "is empty"),
         ("https://example.org/a.mp4", "is an address"),
     ],
 )
@@ -142,7 +147,7 @@ def test_a_file_that_cannot_be_opened(
     run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("empty.mp4").touch()
+    Path("empty").touch()
     result = run("ask", name, "why?")
     assert (result.exit_code, result.stdout) == (1, "")
     assert f"error: {name}" in result.stderr or f": {name}" in result.stderr
@@ -181,7 +186,7 @@ def test_json_of_several_files_and_of_failures(run: Run, script: Script, clip: P
     document = json.loads(result.stdout)
     assert result.exit_code == 1
     assert [("answer" in r, "error" in r) for r in document["results"]] == [(True, False), (False, True)]
-    assert document["results"][1]["error"]["kind"] == "media"
+    assert document["results"][1]["error"]["kind"] == "media_missing"
     alone = json.loads(run("ask", "gone.mp4", "why?", "--json").stdout)
     assert alone["error"]["message"] == "no such file: gone.mp4"
     assert alone["schema_version"] == document["schema_version"] == 1
@@ -199,6 +204,13 @@ def test_method_names_are_those_of_the_table() -> None:
     from seats_cli.selection.methods import METHODS
 
     assert set(METHOD_NAMES) == set(METHODS)
+
+
+def test_the_ways_to_decode_are_those_of_the_media_room() -> None:
+    from seats_cli.cli.options import HWACCELS
+    from seats_cli.media.nvdec import CHOICES
+
+    assert HWACCELS == CHOICES
 
 
 @pytest.mark.parametrize(

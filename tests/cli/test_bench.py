@@ -213,7 +213,25 @@ def test_files_are_timed_with_their_decoding(run: Run, model: list[Any], tmp_pat
     assert found["rows"][0]["seconds"]["read"]["median"] > 0
     assert found["rows"][2]["error"]["kind"].startswith("media")
     assert found["input"]["items"][1]["tokens"] is None
+    assert [item["video_decoder"] for item in found["input"]["items"]] == ["cpu", None]
     assert found["options"]["files"] == [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")]
+
+
+def test_a_gpu_that_does_not_decode_is_told_once(
+    run: Run, model: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run opens the file anew, with the session's choice of decoder."""
+    from seats_cli.media import VideoDecoding
+
+    write_clip(tmp_path / "a.mp4", pictures(20, 84, 84), fps=10)
+    arguments = ["--repeats", "2", "--new-tokens", "1", "--methods", "full", "--json", "--hwaccel", "cuda"]
+    monkeypatch.setattr("seats_cli.session.choose_decoding", lambda *_: VideoDecoding(99, insisted=True))
+    done = run("bench", tmp_path / "a.mp4", *model, *arguments)
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("a.mp4: video decoded on the CPU: the GPU's decoder does not open") == 1
+    found = json.loads(done.stdout)
+    assert found["options"]["hwaccel"] == "cuda"
+    assert found["input"]["items"][0]["video_decoder"] == "cpu"
 
 
 def test_a_size_that_does_not_fit_is_told_and_the_sweep_goes_on(

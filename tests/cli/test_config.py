@@ -27,6 +27,10 @@ def test_command_line_over_environment_over_file(run: Run, script: Script, clip:
     assert (script.last.ratio, script.last.max_new_tokens) == (0.4, 9)
     run("ask", clip, "why?", "-r", "0.5", env={"SEATS_RATIO": "0.4"})
     assert script.last.ratio == 0.5
+    config.write_text("hwaccel: auto\n")
+    run("ask", clip, "why?")
+    run("ask", clip, "why?", env={"SEATS_HWACCEL": "cuda"})
+    assert [options.hwaccel for options in script.opened[-2:]] == ["auto", "cuda"]
 
 
 def test_settings_merge_key_by_key(run: Run, script: Script, clip: Path, config: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Script, make_report
-from seats_cli.cli.ask import Request, answer_all
+from seats_cli.cli.ask_run import Request, answer_all
 from seats_cli.cli.console import Table, Terminal, plain_table, printable
 from seats_cli.cli.tables import report_tables
 from seats_cli.errors import MediaError

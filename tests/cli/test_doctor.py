@@ -108,6 +108,15 @@ def test_why_there_is_no_cuda(
     assert expected in doctor.why_no_cuda(torch_cuda)
 
 
+def test_whether_the_gpu_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seats_cli.media.nvdec.why_not", lambda gpu: "it is broken")
+    found = by_name(list(doctor.examine_codecs()))["decode on GPU 0"]
+    assert (found.state, found.value) == ("missing", "it is broken")
+    monkeypatch.setattr("seats_cli.media.nvdec.why_not", lambda gpu: None)
+    found = by_name(list(doctor.examine_codecs()))["decode on GPU 0"]
+    assert (found.state, found.value) == ("ok", "--hwaccel cuda: h264, hevc, vp8, vp9")
+
+
 def test_a_codec_that_is_not_there() -> None:
     from av.codec import Codec
 

@@ -191,6 +191,16 @@ def test_json_has_a_row_a_setting_with_all_that_was_measured(
     ]
 
 
+def test_a_gpu_that_cannot_decode_is_told_once(
+    run: Run, manifest: Path, options: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seats_cli.media.nvdec.why_not", lambda gpu: "it is broken")
+    done = run("eval", manifest, *options, "--methods", "full", "--csv", env={"SEATS_HWACCEL": "cuda"})
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("--hwaccel cuda: video is decoded on the CPU: it is broken") == 1
+    assert done.stderr.count("decoded") == 1
+
+
 def test_what_the_file_has_is_not_run_again(
     run: Run, manifest: Path, options: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +217,8 @@ def test_what_the_file_has_is_not_run_again(
     second = run(*once, "--csv")
     assert (second.exit_code, second.stdout) == (0, first.stdout)
     assert "has 8 of 8 answers already" in second.stderr
+    elsewhere = run(*once, "--csv", "--hwaccel", "cuda")  # where video is decoded changes no answer
+    assert (elsewhere.exit_code, elsewhere.stdout) == (0, first.stdout)
     assert out.read_text().splitlines() == lines
 
     for damage in ({"retention": "high"}, {"tokens": None}, {"correct": None}, {"family": 3}):

@@ -180,6 +180,7 @@ class Scripted:
         self.script = list(script)
         self.eos_token_ids = eos
         self.positions: list[int] = []
+        self.position_dtype = torch.int64
         self.fed: list[int] = []
 
     def logits(self, step: int) -> torch.Tensor:

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from make_clips import pictures, tone, write_clip
-from seats_cli.cli.ask import Request, answer_all
+from seats_cli.cli.ask_run import Request, answer_all
 from seats_cli.cli.console import Terminal
 from seats_cli.engine import fit, memory
+from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.memory import GENERAL_ADVICE, Attempt, explained_memory
 from seats_cli.errors import DeviceError
@@ -41,7 +42,9 @@ class Breaking:
     """Replaces a method of an object: after `at` calls the next raises; what it was given is watched."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> None:
-        real, self.left, self.seen = getattr(owner, name), at, []
+        real, self.left = getattr(owner, name), at
+        self.seen: list[weakref.ref[torch.Tensor]] = []
+        self.caches: list[weakref.ref[LayerCache]] = []
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = real(*args, **kwargs) if self.left else None
@@ -59,13 +62,14 @@ class Breaking:
             self.seen.append(weakref.ref(value))
         elif hasattr(value, "embeddings"):
             self._watch(value.embeddings)
-        elif hasattr(value, "keys_values"):
-            self.seen.append(weakref.ref(value))
+        elif isinstance(value, LayerCache):
+            self.caches.append(weakref.ref(value))
 
     @property
     def held(self) -> int:
         gc.collect()
-        return sum(ref() is not None for ref in self.seen)
+        filled = (cache for ref in self.caches if (cache := ref()) is not None and cache.bytes())
+        return sum(ref() is not None for ref in self.seen) + len(list(filled))
 
 
 def breaking(monkeypatch: pytest.MonkeyPatch, session: Session, stage: str) -> Breaking:
@@ -129,7 +133,7 @@ def test_a_batch_goes_on_after_it(
                 breaking(patch, session, stage)
             return real(*args, **kwargs)
 
-    monkeypatch.setattr("seats_cli.cli.ask.open_session", lambda *_: session)
+    monkeypatch.setattr("seats_cli.cli.ask_run.open_session", lambda *_: session)
     monkeypatch.setattr(session, "ask", ask)
     request = Request((str(clip), str(clip)), "what is said?", {}, asked, True, False, False)
     assert answer_all(Terminal(), request) == 1

@@ -227,3 +227,53 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_manifest(tmp_path / "none.jsonl")
     with pytest.raises(UsageError, match=r"cannot read the manifest .*: Is a directory"):
         read_manifest(tmp_path)
+
+
+def test_a_csv_says_the_same_as_json_lines(tmp_path: Path) -> None:
+    rows = [
+        {
+            "media": "a.mp4",
+            "question": "who, then?",
+            "answer": ["the host", "a woman"],
+            "start": 1.5,
+            "end": 3,
+        },
+        {
+            "media": "b.mp4",
+            "question": "which\ncar?",
+            "options": ["red", "blue"],
+            "answer": "B",
+            "family": "x",
+        },
+        {"media": "b.mp4", "question": "how many?", "answer": "2", "id": "n"},
+    ]
+    lines, table = tmp_path / "m.jsonl", tmp_path / "m.CSV"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table.write_text(
+        "media, question,answer,options,family,id,start,end,note\n"
+        'a.mp4,"who, then?",the host|a woman,,,,1.5,3,"any, thing"\n'
+        "\n"
+        'b.mp4,"which\ncar?",B,red | blue,x,,,,\n'
+        "b.mp4,how many?,2,,,n\n"
+    )
+    assert read_manifest(table) == read_manifest(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("media,question\na.mp4,why?,so\n", "m.csv:2: 3 cells under 2 heads"),
+        ('media,question\na.mp4,"why?\n', "m.csv:2: not CSV"),
+        ("media,question\n,why?\n", 'm.csv:2: no key "media"'),
+        ("media,question,start\na.mp4,why?,soon\n", '"start" must be a number of seconds'),
+        ("media,qestion\na.mp4,why?\n", 'did you mean "question"?'),
+        ("media,question\n", "holds no samples"),
+        ("", "holds no samples"),
+    ],
+)
+def test_a_csv_that_cannot_be_asked(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text(text)
+    with pytest.raises(UsageError) as met:
+        read_manifest(path, need_answers=False)
+    assert expected in f"{met.value} {met.value.hint}"

@@ -245,7 +245,7 @@ def test_weights_are_known_by_content_or_by_size_and_time(
     second = weights_fingerprint(str(tmp_path))
     os.utime(tmp_path / "model.safetensors", (1, 1))
     assert first != second == weights_fingerprint(str(tmp_path))
-    monkeypatch.setattr("seats_cli.lab.sweep.HASHED_BYTES", 0)
+    monkeypatch.setattr("seats_cli.batch.resume.HASHED_BYTES", 0)
     third = weights_fingerprint(str(tmp_path))
     os.utime(tmp_path / "model.safetensors", (2, 2))
     assert len({second, third, weights_fingerprint(str(tmp_path))}) == 3

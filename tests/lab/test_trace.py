@@ -100,7 +100,7 @@ class Cutting(Method):
 def asked_from_the_start(session: Session, reading: Reading, method: Method) -> torch.Tensor:
     """The answer's logits when a method runs through the whole session and the answer token by token."""
     options = replace(OPTIONS, method=method, ratio=0.5)
-    run = session._prefill(reading.clip, reading.sample.question, options, lambda *_: None)
+    run = session.prefill(reading.clip, reading.sample.question, options)
     rows = [run.read.logits]
     for step, token in enumerate(reading.target.fed):
         rows.append(decode_step(session.adapter, token, run.prompt.next_position + step, run.read.cache))
@@ -169,11 +169,8 @@ def test_entry_is_stage_one_s_choice_of_one_kind(
     for (point, _), logits in zip(points, seen, strict=True):
         kind, share = point["kind"], point["entry"]
         everything = Entering(6, (0, 0, 0))
-        run = session._prefill(
-            reading.clip,
-            reading.sample.question,
-            replace(OPTIONS, method=Unchanged(everything)),
-            lambda *_: None,
+        run = session.prefill(
+            reading.clip, reading.sample.question, replace(OPTIONS, method=Unchanged(everything))
         )
         torch.testing.assert_close(logits[0], run.read.logits, atol=1e-4, rtol=0)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from lab.sweeping import ASKING, SETTINGS, run, timeless
+from seats_cli.batch import devices as workers
+from seats_cli.batch.devices import choose_workers, shared_gpu
 from seats_cli.errors import ModelError, UsageError
-from seats_cli.lab import workers
 from seats_cli.lab.records import Record
 from seats_cli.lab.sweep import ClipTask, Listener
-from seats_cli.lab.workers import Crew, choose_workers, shared_gpu
+from seats_cli.lab.workers import Crew
 
 
 @pytest.mark.parametrize(

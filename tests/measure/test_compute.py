@@ -17,12 +17,14 @@ from seats_cli.measure.compute import (
     text_cache_lengths,
     vision_flops,
 )
-from seats_cli.presets import load_preset
+from seats_cli.presets import Preset, RatioPair, load_preset
 from seats_cli.selection.methods import METHODS
 from seats_cli.selection.options import SelectionOptions
 from seats_cli.selection.plan import ClipCounts, Plan, Stage
 
 OMNI_7B = LanguageGeometry(28, 3584, 28, 4, 128, 18944, 152064)
+OMNI_30B = LanguageGeometry(48, 2048, 32, 4, 128, 768, 152064, experts=128, active_experts=8)
+PAPER = SelectionOptions("paper", "raw", False, "text", "published")
 SMALL = LanguageGeometry(n_layers=3, hidden=8, n_heads=2, n_kv_heads=1, head_dim=4, mlp=10, vocab=7)
 COUNTS = ClipCounts(n_video=64 * 144, n_audio=1600, tokens_per_grid=144, n_windows=32, n_text=60)
 
@@ -45,6 +47,10 @@ class Encoders:
     audio_mlp: int = 5120
     audio_chunk: int = 100
     mel_bins: int = 128
+    vision_mlp_products: int = 3
+    deepstack_layers: int = 0
+    audio_stem_width: int = 0
+    audio_stem_frames: int = 0
 
 
 def plan(method: str = "seats", ratio: float = 0.1) -> Plan:
@@ -75,6 +81,49 @@ def test_tokens_of_each_layer() -> None:
     assert layer_counts([], 2, (100, 40)) == ((100, 40), (100, 40))
     assert mean_retention(layer_counts(stages, 5, (100, 40)), (100, 40)) == (70 + 70 + 15) / (5 * 140)
     assert mean_retention([(0, 0)] * 5, (0, 0)) == 1.0
+
+
+def test_what_runs_of_a_mixture_has_wide_queries_and_a_router() -> None:
+    wide = replace(SMALL, head_dim=8, mlp=5, experts=6, active_experts=2)
+    published = 2 * 5 * 64 + 2 * 5 * 8 * 8 + 2 * 25 * 8 + 3 * 5 * 8 * 10
+    assert layer_flops(5, wide) == published
+    assert layer_flops(5, wide, as_run=True) == published + 2 * 5 * 8 * 8 + 2 * 25 * 8 + 5 * 8 * 6
+    assert prefill_flops([5] * 3, SMALL, as_run=True) == prefill_flops([5] * 3, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("preset", "geometry", "pair", "audio_per_s", "full", "kept"),
+    [
+        ("omni-7b", OMNI_7B, (0.06, 0.35), 25, 111.0, 12.2),
+        ("omni-30b", OMNI_30B, (0.07, 0.45), 13, 47.2, 3.9),
+    ],
+)
+def test_the_published_compute(
+    preset: str,
+    geometry: LanguageGeometry,
+    pair: tuple[float, float],
+    audio_per_s: int,
+    full: float,
+    kept: float,
+) -> None:
+    """One clip gives all four published totals: 128 frames of 4:3 in 130 tokens a grid (10 x 13), 135 s of
+    sound, 80 tokens of text, and the published retention of each kind as it is, whatever the clip's total."""
+    n_video, n_audio, n_text = 64 * 130, 135 * audio_per_s, 80
+    ratio = (pair[0] * n_video + pair[1] * n_audio) / (n_video + n_audio)
+    published = _published(load_preset(preset), ratio, pair)
+    counts = ClipCounts(n_video, n_audio, tokens_per_grid=130, n_windows=64, n_text=n_text)
+    options = replace(PAPER, tau=published.schedule.tau)
+    found = METHODS["seats"].plan(published, ratio, counts, options)
+    assert (found.retention_video, found.retention_audio) == pytest.approx(pair)
+    whole = (n_text + n_video + n_audio,) * geometry.n_layers
+    assert prefill_flops(whole, geometry) / 1e12 == pytest.approx(full, rel=0.01)
+    spent = prefill_flops(layer_lengths(found, n_text), geometry)
+    assert spent / 1e12 == pytest.approx(kept, rel=0.01)
+
+
+def _published(preset: Preset, ratio: float, pair: tuple[float, float]) -> Preset:
+    windows = preset.published_windows or preset.windows
+    return replace(preset, ratio_table=(RatioPair(ratio, *pair),), windows=windows)
 
 
 def test_the_published_saving_at_ten_percent() -> None:
@@ -125,6 +174,34 @@ def test_the_vision_encoder_written_out() -> None:
     embedding = patches * 3 * 2 * 14 * 14 * 8
     merger = patches // 4 * (32 * 32 + 32 * 32)
     assert vision_flops((2, 24, 24), one) == blocks + attention + embedding + merger
+
+
+def test_the_deepstack_encoder_written_out() -> None:
+    one = Encoders(
+        vision_layers=2, vision_full_layers=2, vision_hidden=8, vision_mlp=16, hidden=32, patch=16,
+        vision_mlp_products=2, deepstack_layers=3,
+    )  # fmt: skip
+    patches, per_grid = 2 * 24 * 24, 24 * 24
+    blocks = 2 * patches * (4 * 64 + 2 * 8 * 16)
+    attention = 2 * patches * 8 * 2 * per_grid
+    mergers = 4 * (patches // 4 * (32 * 32 + 32 * 32))
+    assert vision_flops((2, 24, 24), one) == blocks + attention + patches * 3 * 2 * 16 * 16 * 8 + mergers
+
+
+def test_the_convolved_audio_encoder_written_out() -> None:
+    one = Encoders(
+        audio_layers=2, audio_hidden=8, audio_mlp=16, hidden=32, audio_chunk=26, mel_bins=128,
+        audio_stem_width=4, audio_stem_frames=100,
+    )  # fmt: skip
+
+    def stem(t1: int, t2: int, t3: int) -> int:
+        return 9 * 4 * 64 * t1 + 9 * 16 * 32 * t2 + 9 * 16 * 16 * t3 + t3 * 4 * 16 * 8
+
+    positions = 3 * 13 + 4  # 330 mel frames
+    dense = 2 * positions * (4 * 64 + 2 * 8 * 16)
+    attention = 2 * 2 * 8 * (26**2 + 17**2)
+    stems = 3 * stem(50, 25, 13) + stem(15, 8, 4)
+    assert audio_flops(330, one) == stems + dense + attention + positions * 8 * (8 + 32)
 
 
 def test_encoders_grow_in_step_with_the_clip() -> None:

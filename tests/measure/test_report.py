@@ -35,7 +35,7 @@ SCHEMA: dict[str, Any] = {
         "expected_retention": float,
         "options": {
             "window_relevance": str, "merge": bool, "decode_cache": str, "budgets": str, "tau": float,
-            "entry_scale": float, "seed": int,
+            "entry_scale": float, "seed": int, "audio_windows": str,
         },
         "notes": [str],
     },

@@ -12,6 +12,7 @@ from conftest import SPECS
 from make_clips import pictures, tone, write_clip
 from seats_cli.errors import MediaFormat, MediaRange
 from seats_cli.media import Sampling, open_clip
+from seats_cli.media.limits import NO_LIMITS, Guard
 from seats_cli.media.probe import open_container, packets, probe
 from seats_cli.media.sampling import frame_indices
 from seats_cli.media.video import FrameReader, scan
@@ -61,9 +62,9 @@ def test_sparse_frames_skip_groups_that_hold_none(clip_file, monkeypatch):
     for may_seek in (True, False):
         count = 0
 
-        def counting(container, stream):
+        def counting(container, stream, guard):
             nonlocal count
-            for packet in packets(container, stream):
+            for packet in packets(container, stream, guard):
                 count += 1
                 yield packet
 
@@ -127,8 +128,8 @@ def test_a_range_far_in_does_not_read_the_file_before_it(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "long.mkv", pictures(900, 32, 32), gop=30)
     seen = []
 
-    def watching(container, stream):
-        for packet in packets(container, stream):
+    def watching(container, stream, guard):
+        for packet in packets(container, stream, guard):
             seen.append(packet.pts)
             yield packet
 
@@ -268,7 +269,7 @@ def test_a_tail_that_does_not_decode_repeats_the_last_good_frame(tmp_path, lines
 
 def test_a_range_without_a_frame_that_decodes(tmp_path):
     path = write_clip(tmp_path / "void.mkv", pictures(120), gop=12)
-    with open_container(path) as container:
+    with open_container(path, Guard(path, NO_LIMITS)) as container:
         spans = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     data = bytearray(path.read_bytes())
     for position, size in spans[1:]:

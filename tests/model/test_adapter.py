@@ -1,115 +1,65 @@
 """The network, run part by part, against transformers' own forward on the same tiny checkpoint in float32."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import DynamicCache
 
-from seats_cli.model.adapter import Adapter, Encoded, MediaShape, Prompt
+from omni_inputs import CLIPS, embed, make_inputs, through_all_layers
+from seats_cli.model.adapter import Adapter, Encoded
 from seats_cli.model.load import load_model
-from seats_cli.model.preprocess import PixelCaps, patchify
-from seats_cli.model.qwen2_5_omni import attention_received
-
-TINY_CAPS = PixelCaps(min_tokens=4, max_tokens=30, total_tokens=100000)
-
-
-def make_inputs(adapter: Adapter, **clip: Any) -> tuple[MediaShape, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shape, frames at the grid's size, mel and image of a random clip."""
-    generator = torch.Generator().manual_seed(3)
-    shape = adapter.media_shape(caps=TINY_CAPS, **clip)
-
-    def pixels(grid: tuple[int, int, int] | None, frames: int) -> torch.Tensor:
-        if not grid:
-            return torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
-        size = (frames, grid[1] * 14, grid[2] * 14, 3)
-        return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
-
-    frames = pixels(shape.video_grid, 2 * shape.video_grid[0] if shape.video_grid else 0)
-    mel = torch.randn(128, shape.audio_frames, generator=generator)
-    return shape, frames, mel, pixels(shape.image_grid, 1)
+from seats_cli.model.preprocess import patchify
+from seats_cli.model.saliency import attention_received
+from seats_cli.model.stock import StockRun
 
 
-def hf_inputs(
-    adapter: Any, prompt: Prompt, shape: MediaShape, frames: Any, mel: Any, image: Any
-) -> dict[str, Any]:
-    def patches(pixels: torch.Tensor) -> torch.Tensor:
-        return patchify(pixels, adapter.pixel_stats, patch=14, temporal_patch=2, merge=2)
-
-    inputs = {
-        "input_ids": prompt.input_ids[None],
-        "attention_mask": torch.ones(1, len(prompt), dtype=torch.int64),
-    }
-    if shape.n_video:
-        inputs["pixel_values_videos"] = patches(frames)
-        inputs["video_grid_thw"] = torch.tensor([shape.video_grid])
-        inputs["video_second_per_grid"] = torch.tensor([shape.seconds_per_grid])
-        inputs["use_audio_in_video"] = bool(shape.n_audio)
-    if shape.n_image:
-        inputs["pixel_values"] = patches(image)
-        inputs["image_grid_thw"] = torch.tensor([shape.image_grid])
-    if shape.n_audio:
-        inputs["input_features"] = mel[None]
-        inputs["feature_attention_mask"] = torch.ones(1, mel.shape[1], dtype=torch.int64)
-    return inputs
-
-
-def embed(
-    adapter: Adapter, prompt: Prompt, shape: MediaShape, frames: Any, mel: Any, image: Any
-) -> torch.Tensor:
-    embeddings = adapter.embed_text(prompt.input_ids)
-    if shape.video_grid:
-        embeddings[prompt.layout.kind == 1] = adapter.encode_video(frames, shape.video_grid).embeddings
-    if shape.n_audio:
-        embeddings[prompt.layout.kind == 2] = adapter.encode_audio(mel).embeddings
-    if shape.image_grid:
-        embeddings[prompt.image_slots] = adapter.encode_image(image[0], shape.image_grid)
-    return embeddings
-
-
-CLIPS: dict[str, dict[str, Any]] = {
-    "video and audio": {"n_frames": 10, "height": 90, "width": 160, "sample_fps": 2.0, "n_samples": 80000},
-    "longer audio": {"n_frames": 4, "height": 160, "width": 90, "sample_fps": 2.0, "n_samples": 100001},
-    "silent video": {"n_frames": 6, "height": 120, "width": 100, "sample_fps": 1.9},
-    "audio": {"n_samples": 70000},
-    "image": {"image_size": (150, 230)},
-    "text": {},
-}
+@pytest.fixture(scope="module")
+def reference(family_path: Path) -> Adapter:
+    """transformers' modules, part by part; test_fused.py holds the fast paths to these."""
+    return load_model(str(family_path), device="cpu", dtype="float32", fuse=False)
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_logits_equal_transformers(name: str, tiny_checkpoint_path: Path) -> None:
-    # transformers' modules, part by part; test_fused.py holds the fast paths to these
-    tiny_adapter: Any = load_model(str(tiny_checkpoint_path), device="cpu", dtype="float32", fuse=False)
-    shape, *media = make_inputs(tiny_adapter, **CLIPS[name])
-    prompt = tiny_adapter.prompt("what is the said?", shape)
+def test_logits_equal_transformers(
+    name: str, reference: Adapter, record_property: Callable[[str, object], None]
+) -> None:
+    shape, frames, mel, image = make_inputs(reference, **CLIPS[name])
+    prompt = reference.prompt("what is the said?", shape)
+    run = StockRun(
+        reference, prompt, shape,
+        frames=frames if shape.n_video else None,
+        mel=mel if shape.n_audio else None,
+        image=image if shape.n_image else None,
+    )  # fmt: skip
     with torch.no_grad():
-        stock = tiny_adapter._model(**hf_inputs(tiny_adapter, prompt, shape, *media)).logits
-    hidden = embed(tiny_adapter, prompt, shape, *media)[None]
-    rotary = tiny_adapter.rotary(prompt.layout.position)
-    for index in range(tiny_adapter.n_layers):
-        hidden = tiny_adapter.run_layer(index, hidden, rotary, None)
-    ours = tiny_adapter.final_logits(hidden)
+        stock = reference.network(**run.inputs).logits
+    hidden = through_all_layers(reference, prompt, embed(reference, prompt, shape, frames, mel, image))
+    ours = reference.final_logits(hidden)
+    record_property("max error", float((ours - stock).abs().max()))
     assert stock.abs().max() > 1.0, "logits too small for this comparison to mean anything"
     torch.testing.assert_close(ours, stock, atol=1e-4, rtol=0)
-    last = tiny_adapter.final_logits(hidden, last_only=True)
-    assert last.shape == (1, 1, tiny_adapter.geometry.vocab)
+    last = reference.final_logits(hidden, last_only=True)
+    assert last.shape == (1, 1, reference.geometry.vocab)
     torch.testing.assert_close(last, stock[:, -1:], atol=1e-4, rtol=0)
 
 
-def test_cached_steps_equal_a_full_pass(tiny_adapter: Adapter) -> None:
-    prompt = tiny_adapter.prompt("You are a helpful system user", tiny_adapter.media_shape(n_samples=40000))
-    embeddings = tiny_adapter.embed_text(prompt.input_ids)[None]
+def test_cached_steps_equal_a_full_pass(family_adapter: Adapter) -> None:
+    prompt = family_adapter.prompt(
+        "You are a helpful system user", family_adapter.media_shape(n_samples=40000)
+    )
+    embeddings = family_adapter.embed_text(prompt.input_ids)[None]
     position = prompt.layout.position
 
     def run(part: slice, cache: DynamicCache | None) -> torch.Tensor:
-        hidden, rotary = embeddings[:, part], tiny_adapter.rotary(position[:, part])
-        for index in range(tiny_adapter.n_layers):
-            hidden = tiny_adapter.run_layer(index, hidden, rotary, cache)
-        return tiny_adapter.final_logits(hidden)
+        hidden, rotary = embeddings[:, part], family_adapter.rotary(position[:, part])
+        for index in range(family_adapter.n_layers):
+            hidden = family_adapter.run_layer(index, hidden, rotary, cache)
+        return family_adapter.final_logits(hidden)
 
     whole = run(slice(None), None)
     cache, split = DynamicCache(), len(prompt) - 5
@@ -120,25 +70,26 @@ def test_cached_steps_equal_a_full_pass(tiny_adapter: Adapter) -> None:
 
 
 @pytest.fixture(scope="module")
-def eager(tiny_adapter: Any) -> Any:
+def eager(family_adapter: Any) -> Any:
     """The same weights in a network that shows its attention."""
-    network = Qwen2_5OmniThinkerForConditionalGeneration._from_config(
-        copy.deepcopy(tiny_adapter._model.config), attn_implementation="eager", dtype=torch.float32
+    network = type(family_adapter.network)._from_config(
+        copy.deepcopy(family_adapter._model.config), attn_implementation="eager", dtype=torch.float32
     )
-    network.load_state_dict(tiny_adapter._model.state_dict())
+    network.load_state_dict(family_adapter._model.state_dict())
     return network.eval()
 
 
-def test_last_token_attention_equals_eager_attention(tiny_adapter: Adapter, eager: Any) -> None:
-    shape, *media = make_inputs(tiny_adapter, **CLIPS["video and audio"])
-    prompt = tiny_adapter.prompt("what is the said?", shape)
-    hidden = embed(tiny_adapter, prompt, shape, *media)[None]
-    rotary = tiny_adapter.rotary(prompt.layout.position)
+def test_last_token_attention_equals_eager_attention(family_adapter: Adapter, eager: Any) -> None:
+    shape, *media = make_inputs(family_adapter, **CLIPS["video and audio"])
+    prompt = family_adapter.prompt("what is the said?", shape)
+    given = embed(family_adapter, prompt, shape, *media)
+    hidden = given.embeddings[None]
+    rotary = family_adapter.rotary(prompt.layout.position)
     n = len(prompt)
     causal = torch.full((n, n), float("-inf")).triu(1)[None, None]
-    for index in range(tiny_adapter.n_layers):
-        hidden = tiny_adapter.run_layer(index, hidden, rotary, None)
-        ours = tiny_adapter.last_token_attention(index, hidden, rotary)
+    for index in range(family_adapter.n_layers):
+        hidden = family_adapter.run_layer(index, hidden, rotary, None, given.deepstack)
+        ours = family_adapter.last_token_attention(index, hidden, rotary)
         layer = eager.model.language_model.layers[index]
         with torch.no_grad():
             _, weights = layer.self_attn(
@@ -153,40 +104,50 @@ def test_last_token_attention_equals_eager_attention(tiny_adapter: Adapter, eage
 # ---- encoders ------------------------------------------------------------------------------------
 
 
-def test_encoding_by_windows_equals_encoding_at_once(tiny_adapter: Adapter) -> None:
-    shape, frames, mel, _ = make_inputs(tiny_adapter, **CLIPS["video and audio"])
+def test_encoding_by_windows_equals_encoding_at_once(family_adapter: Adapter) -> None:
+    shape, frames, mel, _ = make_inputs(family_adapter, **CLIPS["video and audio"])
     grid = shape.video_grid
     assert grid is not None
     assert grid[0] == 5, "an odd number of grids, so that the last window is short"
-    whole = tiny_adapter.encode_video(frames, grid)
-    parts = [tiny_adapter.encode_video(frames[i : i + 4], grid) for i in range(0, len(frames), 4)]
+    whole = family_adapter.encode_video(frames, grid)
+    parts = [family_adapter.encode_video(frames[i : i + 4], grid) for i in range(0, len(frames), 4)]
     torch.testing.assert_close(
         torch.cat([p.embeddings for p in parts]), whole.embeddings, atol=1e-5, rtol=1e-4
     )
     torch.testing.assert_close(torch.cat([p.saliency for p in parts]), whole.saliency, atol=1e-5, rtol=1e-4)
-    whole = tiny_adapter.encode_audio(mel)
-    block = tiny_adapter.audio_block_frames
-    assert block == 200
-    parts = [tiny_adapter.encode_audio(mel[:, i : i + block]) for i in range(0, mel.shape[1], block)]
+    if shape.video_grid and family_adapter.geometry.deepstack_layers:
+        assert whole.deepstack is not None
+        assert whole.deepstack.shape == (2, shape.n_video, 64)
+        features = [part.deepstack for part in parts if part.deepstack is not None]
+        torch.testing.assert_close(torch.cat(features, dim=1), whole.deepstack, atol=1e-5, rtol=1e-4)
+    # the sound's last piece is shorter than a chunk of the convolutions
+    _, _, mel, _ = make_inputs(family_adapter, **CLIPS["odd rate"])
+    block = family_adapter.audio_block
+    assert mel.shape[1] % block.frames % 100
+    whole = family_adapter.encode_audio(mel, window=block.positions)
+    parts = [
+        family_adapter.encode_audio(mel[:, i : i + block.frames], window=block.positions, start=i)
+        for i in range(0, mel.shape[1], block.frames)
+    ]
     torch.testing.assert_close(
         torch.cat([p.embeddings for p in parts]), whole.embeddings, atol=1e-5, rtol=1e-4
     )
     torch.testing.assert_close(torch.cat([p.saliency for p in parts]), whole.saliency, atol=1e-5, rtol=1e-4)
 
 
-def test_internal_batching_changes_nothing(tiny_adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape, frames, _, _ = make_inputs(tiny_adapter, **CLIPS["video and audio"])
+def test_internal_batching_changes_nothing(family_adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, frames, _, _ = make_inputs(family_adapter, **CLIPS["video and audio"])
     mel = torch.randn(128, 6003, generator=torch.Generator().manual_seed(1))
     assert shape.video_grid is not None
-    video, audio = tiny_adapter.encode_video(frames, shape.video_grid), tiny_adapter.encode_audio(mel)
-    odd = tiny_adapter.encode_audio(mel, window=52)  # Qwen3's published windows do not divide a chunk
+    video, audio = family_adapter.encode_video(frames, shape.video_grid), family_adapter.encode_audio(mel)
+    odd = family_adapter.encode_audio(mel, window=52)  # Qwen3's published windows do not divide a chunk
     assert not torch.equal(odd.saliency, audio.saliency)
-    for constant in ("VISION_BATCH_PATCHES", "AUDIO_BATCH_CHUNKS", "SALIENCY_SCORES"):
-        monkeypatch.setattr(f"seats_cli.model.qwen2_5_omni.{constant}", 1)
+    for constant in ("omni.VISION_BATCH_PATCHES", "omni.AUDIO_BATCH_FRAMES", "saliency.SALIENCY_SCORES"):
+        monkeypatch.setattr(f"seats_cli.model.{constant}", 1)
     for once, batched in (
-        (video, tiny_adapter.encode_video(frames, shape.video_grid)),
-        (audio, tiny_adapter.encode_audio(mel)),
-        (odd, tiny_adapter.encode_audio(mel, window=52)),
+        (video, family_adapter.encode_video(frames, shape.video_grid)),
+        (audio, family_adapter.encode_audio(mel)),
+        (odd, family_adapter.encode_audio(mel, window=52)),
     ):
         torch.testing.assert_close(batched.embeddings, once.embeddings, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(batched.saliency, once.saliency, atol=1e-5, rtol=1e-4)
@@ -318,21 +279,21 @@ def test_too_little_sound_is_no_sound(n_frames: int, tiny_adapter: Adapter) -> N
     assert tiny_adapter.tokenizer.convert_tokens_to_ids("<|audio_bos|>") not in ids.tolist()
 
 
-def test_no_hook_stays_behind(tiny_adapter: Any) -> None:
-    shape, frames, mel, _ = make_inputs(tiny_adapter, **CLIPS["video and audio"])
-    tiny_adapter.encode_video(frames, shape.video_grid)
-    tiny_adapter.encode_audio(mel)
+def test_no_hook_stays_behind(family_adapter: Any) -> None:
+    shape, frames, mel, _ = make_inputs(family_adapter, **CLIPS["video and audio"])
+    family_adapter.encode_video(frames, shape.video_grid)
+    family_adapter.encode_audio(mel)
     attention: nn.Module
-    for attention in (tiny_adapter._visual.blocks[-1].attn, tiny_adapter._audio.layers[-1].self_attn):
+    for attention in (family_adapter._visual.blocks[-1].attn, family_adapter._audio.layers[-1].self_attn):
         assert not attention._forward_pre_hooks
     with pytest.raises(RuntimeError):
-        tiny_adapter.encode_audio(torch.randn(7, 400))
-    assert not tiny_adapter._audio.layers[-1].self_attn._forward_pre_hooks
+        family_adapter.encode_audio(torch.randn(7, 400))
+    assert not family_adapter._audio.layers[-1].self_attn._forward_pre_hooks
 
 
-def test_frames_are_resized_to_the_grid(tiny_adapter: Adapter) -> None:
+def test_frames_are_resized_to_the_grid(family_adapter: Adapter) -> None:
     frames = torch.randint(0, 256, (2, 61, 97, 3), dtype=torch.uint8)
-    encoded = tiny_adapter.encode_video(frames, (1, 4, 6))
+    encoded = family_adapter.encode_video(frames, (1, 4, 6))
     assert encoded.embeddings.shape == (6, 64)
 
 
@@ -347,7 +308,7 @@ def test_shape_counts(tiny_adapter: Adapter) -> None:
 
 def test_a_tail_without_tokens_has_saliency_only_where_asked(tiny_adapter: Adapter) -> None:
     """A batch that ends one or two mel frames after a chunk yields no token for them."""
-    mel = torch.randn(tiny_adapter.mel_spec.bins, 32 * tiny_adapter.audio_block_frames + 2)
+    mel = torch.randn(tiny_adapter.mel_spec.bins, 32 * tiny_adapter.audio_block.frames + 2)
     with_saliency = tiny_adapter.encode_audio(mel)
     assert with_saliency.saliency is not None
     assert len(with_saliency.saliency) == len(with_saliency) == 1600

@@ -20,13 +20,13 @@ def _load(path: Path, *, fuse: bool) -> Any:
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_checkpoint_path: Path) -> Adapter:
-    return _load(tiny_checkpoint_path, fuse=False)
+def reference(family_path: Path) -> Adapter:
+    return _load(family_path, fuse=False)
 
 
 @pytest.fixture(scope="module")
-def fused(tiny_checkpoint_path: Path) -> Adapter:
-    return _load(tiny_checkpoint_path, fuse=True)
+def fused(family_path: Path) -> Adapter:
+    return _load(family_path, fuse=True)
 
 
 def _close(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> None:
@@ -52,10 +52,14 @@ def test_which_paths_run_is_known(reference: Adapter, fused: Adapter) -> None:
 @pytest.mark.parametrize("grid", [(3, 16, 16), (2, 18, 32), (3, 10, 12), (1, 2, 4)])
 @pytest.mark.parametrize("saliency", [True, False])
 def test_video(reference: Adapter, fused: Adapter, grid: tuple[int, int, int], saliency: bool) -> None:
-    frames = _frames(2 * grid[0], 14 * grid[1], 14 * grid[2])
+    patch = fused.geometry.patch
+    frames = _frames(2 * grid[0], patch * grid[1], patch * grid[2])
     ours = fused.encode_video(frames, grid, saliency=saliency)
     theirs = reference.encode_video(frames, grid, saliency=saliency)
     _close(ours.embeddings, theirs.embeddings)
+    assert (ours.deepstack is None) == (not fused.geometry.deepstack_layers)
+    if ours.deepstack is not None:
+        _close(ours.deepstack, theirs.deepstack)
     if saliency:
         _close(ours.saliency, theirs.saliency)
     else:
@@ -64,15 +68,17 @@ def test_video(reference: Adapter, fused: Adapter, grid: tuple[int, int, int], s
 
 def test_image(reference: Adapter, fused: Adapter) -> None:
     image = _frames(1, 140, 196)[0]
-    _close(fused.encode_image(image, (1, 10, 14)), reference.encode_image(image, (1, 10, 14)))
+    ours, theirs = (adapter.encode_image(image, (1, 10, 14)) for adapter in (fused, reference))
+    _close(ours.embeddings, theirs.embeddings)
 
 
 @pytest.mark.parametrize("n_frames", [600, 623, 200, 199, 37, 3])
 def test_audio(reference: Adapter, fused: Adapter, n_frames: int) -> None:
     mel = torch.randn(128, n_frames, generator=torch.Generator().manual_seed(n_frames))
-    ours, theirs = fused.encode_audio(mel), reference.encode_audio(mel)
-    _close(ours.embeddings, theirs.embeddings)
-    _close(ours.saliency, theirs.saliency)
+    for start in (0, fused.audio_block.frames):  # a clip's beginning, and its end
+        ours, theirs = (adapter.encode_audio(mel, start=start) for adapter in (fused, reference))
+        _close(ours.embeddings, theirs.embeddings)
+        _close(ours.saliency, theirs.saliency)
 
 
 def _prompt(adapter: Adapter, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,23 +111,29 @@ def test_a_layer_leaves_its_input_as_it_was(fused: Adapter) -> None:
 
 
 def test_tokens_decoded_into_fixed_buffers(reference: Adapter, fused: Adapter) -> None:
-    """Layers of different lengths, three tokens: what a CUDA graph records, run as it is."""
-    _, cache = _through(reference, 21)
-    for index in range(0, reference.n_layers, 2):
-        cache.trim(index, torch.arange(0, 21, 3))
-    lengths = torch.tensor(cache.lengths, dtype=torch.int32)
+    """Three sequences at once, of which each layer holds another number of tokens: what a graph records."""
+    caches = []
+    for n_tokens, stride in ((21, 3), (12, 2), (5, 1)):
+        _, cache = _through(reference, n_tokens)
+        for index in range(0, reference.n_layers, 2):
+            cache.trim(index, torch.arange(0, n_tokens, stride))
+        caches.append(cache)
+    lengths = torch.tensor([cache.lengths for cache in caches], dtype=torch.int32).T.contiguous()
     geometry, buffers = fused.geometry, []
     for part in (0, 1):
         whole = []
-        for index, length in enumerate(cache.lengths):
-            buffer = torch.full((geometry.n_kv_heads, 32, geometry.head_dim), 9.0)
-            buffer[:, :length] = cache.keys_values(index)[part][0]
+        for index in range(reference.n_layers):
+            buffer = torch.full((3, geometry.n_kv_heads, 32, geometry.head_dim), 9.0)
+            for row, cache in enumerate(caches):
+                buffer[row, :, : cache.lengths[index]] = cache.keys_values(index)[part][0]
             whole.append(buffer)
         buffers.append(whole)
-    for step, token in enumerate((5, 7, 5)):
-        position = torch.full((3, 1), 40 + step)
-        ours = fused.decode_token(torch.tensor([token]), position, buffers[0], buffers[1], lengths)
-        _close(ours[0], decode_step(reference, token, 40 + step, cache))
+    for step, tokens in enumerate(((5, 7, 9), (7, 7, 7), (5, 9, 11))):
+        starts = (40 + step, 30 + step, 20 + step)
+        position = torch.tensor(starts).expand(3, 3)
+        ours = fused.decode_token(torch.tensor(tokens), position, buffers[0], buffers[1], lengths)
+        for row, cache in enumerate(caches):
+            _close(ours[row], decode_step(reference, tokens[row], starts[row], cache))
         lengths += 1
 
 

@@ -393,7 +393,6 @@ def test_dummy_takes_a_folder_s_own_tokenizer(tiny_checkpoint_path: Path, tiny_a
 
 def test_dummy_of_an_unknown_name() -> None:
     refuse("acme/unknown", "no geometry is known", load_format="dummy")
-    refuse("omni-30b", "not supported yet", load_format="dummy")
 
 
 def test_dummy_of_a_preset_has_its_geometry() -> None:

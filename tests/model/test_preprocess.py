@@ -28,7 +28,7 @@ from seats_cli.model.preprocess import (
     resize_frames,
     smart_resize,
 )
-from tiny_checkpoint import PREPROCESSOR
+from tiny_families import QWEN2_5_PREPROCESSOR as PREPROCESSOR
 
 SPEC = MelSpec(bins=128, sampling_rate=16000, n_fft=400, hop_length=160)
 STATS = PixelStats(

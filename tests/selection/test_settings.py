@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seats_cli.errors import PlanError, UsageError
-from seats_cli.presets import load_style
+from seats_cli.presets import StageOneWindows, load_style
 from seats_cli.selection.options import SelectionOptions, Setup, configure, parse_settings
 
 
@@ -25,9 +25,12 @@ def test_all_settings() -> None:
         "budgets": "published",
         "tau": "0.3",
         "entry_scale": "1.75",
+        "audio_windows": "published",
     }
     found = replace(SelectionOptions(), **parse_settings(texts))
-    assert found == SelectionOptions("calibrated", "raw", True, "text", "published", 0.3, 1.75)
+    assert found == SelectionOptions(
+        "calibrated", "raw", True, "text", "published", 0.3, 1.75, 0, "published"
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,7 @@ def test_all_settings() -> None:
         ("merge", "yes", "on, off"),
         ("decode_cache", "Text", "text, layerwise"),
         ("budgets", "", "exact, published"),
+        ("audio_windows", "long", "seconds, published"),
         ("tau", "0", "a number from 0.0001 up"),
         ("tau", "warm", "a number"),
         ("tau", "inf", "a number"),
@@ -56,8 +60,8 @@ def test_an_unknown_key_lists_the_known() -> None:
         parse_settings({"taw": "1"})
     assert caught.value.hint == (
         "accepted: schedule=auto|paper|calibrated, window_relevance=raw|normalised, merge=on|off, "
-        "decode_cache=text|layerwise, budgets=exact|published, tau=NUMBER from 0.0001 up, "
-        "entry_scale=NUMBER from 1 up"
+        "decode_cache=text|layerwise, budgets=exact|published, audio_windows=seconds|published, "
+        "tau=NUMBER from 0.0001 up, entry_scale=NUMBER from 1 up"
     )
 
 
@@ -68,8 +72,19 @@ def test_the_default_style_is_the_default_options() -> None:
 def test_the_paper_style_is_as_published() -> None:
     found = setup("paper").options
     assert found == SelectionOptions(
-        "paper", "raw", False, "text", "published", tau=0.1, entry_scale=1.4, seed=5
-    )
+        "paper", "raw", False, "text", "published", tau=0.1, entry_scale=1.4, seed=5,
+        audio_windows="published",
+    )  # fmt: skip
+
+
+def test_published_audio_windows_are_the_preset_s() -> None:
+    def windows(preset: str | None) -> StageOneWindows:
+        made = configure(preset, {}, model_type="qwen3_omni_moe", n_layers=48, hidden_size=2048)
+        return made.preset.windows
+
+    assert windows(None) == StageOneWindows(2, 26, 26)  # 2 s of 13 tokens a second
+    assert windows("paper") == StageOneWindows(2, 50, 52)
+    assert setup("paper").preset.windows == setup().preset.windows == StageOneWindows(2, 50, 100)
 
 
 def test_settings_go_over_the_style() -> None:

@@ -1,0 +1,226 @@
+"""The clips after the one in hand are opened, decoded, resized and encoded meanwhile, by threads."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from seats_cli.batch.records import Asking
+from seats_cli.batch.sources import Item
+
+if TYPE_CHECKING:
+    from seats_cli.session import ReadClip, Session
+
+Clip = tuple[Item, ...]  # questions about one part of one file: one reading serves them all
+JOIN_S = 10.0  # how long a thread may take to notice that it is to end
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Where a run tells what happens while it does; called from two threads.
+
+    stage: (path, stage, done, total), of the clip that is read and of the one that is answered
+    warn:  a loss, and the file that it is about
+    """
+
+    stage: Callable[[str, str, int, int], None] = lambda *_: None
+    warn: Callable[[str, str | None], None] = lambda *_: None
+
+
+@dataclass
+class Opened:
+    """A clip that was read, or why it could not be. `warnings`: what was lost of it."""
+
+    items: Clip
+    read: "ReadClip | None" = None
+    error: Exception | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        """Note a loss, once."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+
+class _Stopped(BaseException):
+    """Raised inside a reading that nobody waits for any more."""
+
+
+class ClipReader:
+    """Reads clips, up to `ahead` of them before they are taken, which is in their order; a context manager.
+
+    ahead:   0 reads each clip when it is asked for, in the thread that asks: the reference for the others.
+             At most `ahead` clips are held besides those that were taken, being read or waiting.
+    readers: threads, each with a clip of its own; more of them than `ahead` have nothing to do
+    """
+
+    def __init__(
+        self,
+        session: "Session",
+        clips: Iterable[Clip],
+        asking: Asking,
+        listener: Listener,
+        *,
+        ahead: int = 1,
+        readers: int = 1,
+    ) -> None:
+        self._session, self._asking, self._listener = session, asking, listener
+        self._clips = iter(clips)
+        self._next = threading.Lock()  # held while a clip is chosen
+        self._stopping = threading.Event()
+        self._room = threading.Semaphore(ahead)
+        self._changed = threading.Condition()
+        self._ready: dict[int, Opened | BaseException] = {}  # by place in the order
+        self._given = self._taken = 0  # places that were given to a thread, and taken
+        self._last: int | None = None  # the place behind the last clip, once it is known
+        self.ended = False  # nothing more will come
+        self._threads = [
+            threading.Thread(target=self._work, name="seats-read-clips", daemon=True)
+            for _ in range(min(ahead, readers))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def take(self, *, wait: bool = True) -> Opened | None:
+        """The next clip; None where there is none yet (without `wait`) or no more (`ended` says so)."""
+        if self.ended:
+            return None
+        if not self._threads:
+            clip = next(self._clips, None)
+            found = None if clip is None else self._read(clip)
+            self.ended = found is None
+            return found
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._taken in self._ready or self._taken == self._last)
+            if self._taken == self._last:
+                self.ended = True
+                return None
+            taken = self._ready.pop(self._taken, None)
+        if taken is None:
+            return None
+        self._taken += 1
+        self._room.release()
+        if isinstance(taken, BaseException):
+            self.ended = True
+            raise taken
+        return taken
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the threads, in the middle of a clip if need be."""
+        self._stopping.set()
+        for _ in self._threads:
+            self._room.release()
+        for thread in self._threads:
+            thread.join(JOIN_S)
+
+    def _work(self) -> None:
+        with _OwnStream(self._session.adapter.device) as finish:
+            while True:
+                self._room.acquire()
+                try:
+                    number, clip = self._choose()
+                    if clip is None:
+                        return
+                    opened = self._read(clip)
+                    finish(opened)
+                except _Stopped:
+                    return
+                except BaseException as error:
+                    self._put(number, error)  # raised again in the thread that takes
+                    return
+                self._put(number, opened)
+
+    def _choose(self) -> tuple[int, Clip | None]:
+        """The next clip and its place; None where there are no more. One thread at a time."""
+        with self._next:
+            self._check()
+            clip = None
+            try:
+                if self._last is None:
+                    clip = next(self._clips, None)
+            except BaseException as error:  # the list of clips fails: nothing more comes, and this is why
+                self._put(self._given, error)
+                self._given += 1
+            number = self._given
+            if clip is None:
+                with self._changed:
+                    self._last = number
+                    self._changed.notify_all()
+                self._room.release()  # for the other threads to see it too
+            else:
+                self._given += 1
+            return number, clip
+
+    def _put(self, number: int, opened: Opened | BaseException) -> None:
+        with self._changed:
+            self._ready[number] = opened
+            self._changed.notify_all()
+
+    def _read(self, clip: Clip) -> Opened:
+        opened = Opened(clip)
+        path = clip[0].path
+
+        def on_stage(stage: str, done: int, total: int) -> None:
+            self._check()
+            self._listener.stage(path, stage, done, total)
+
+        try:
+            options = self._asking.options(clip[0])
+            opened.read = self._session.read(path, options, on_stage=on_stage, warn=opened.warn)
+        except Exception as error:
+            opened.error = error
+        return opened
+
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopped
+
+
+class _OwnStream:
+    """On a GPU the block launches on a stream of its own, so that the answer in the making does not wait for
+    it. The value makes a clip ready for the other stream: its work is done, and its memory is not given to
+    anything else before that stream is past it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._inside = ExitStack()
+
+    def __enter__(self) -> Callable[[Opened], None]:
+        if self._device.type != "cuda":
+            return lambda _: None
+        stream, other = torch.cuda.Stream(self._device), torch.cuda.default_stream(self._device)
+        stream.wait_stream(other)
+        self._inside.enter_context(torch.cuda.stream(stream))
+
+        def finish(opened: Opened) -> None:
+            stream.synchronize()
+            if opened.read is not None:
+                for tensor in _tensors(opened.read.encoded):
+                    tensor.record_stream(other)
+
+        return finish
+
+    def __exit__(self, *error: object) -> None:
+        self._inside.close()
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in a value: in its fields, or in what it lists."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif is_dataclass(value):
+        for part in fields(value):
+            yield from _tensors(getattr(value, part.name))
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)

@@ -1,0 +1,145 @@
+"""The scheduler: clips are read ahead, and questions are prefilled when a decoder asks for one.
+
+clips -> ClipReader (its own thread: open, decode, resize, encode)
+      -> Arrivals   (selection and prefill, in the thread that decodes)
+      -> a Decoder  (one at a time, or many at once)
+      -> records, as they are finished
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from seats_cli.batch.reading import Clip, ClipReader, Listener, Opened
+from seats_cli.batch.records import Asking, Record, failure, success
+from seats_cli.batch.sources import Item
+from seats_cli.errors import DeviceError
+
+if TYPE_CHECKING:
+    from seats_cli.session import Answer, Run, Session
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A question on its way: prefilled up to its first token's logits (`run`), or failed (`error`)."""
+
+    item: Item
+    clip: Opened
+    run: "Run | None" = None
+    error: Exception | None = None
+
+
+class Arrivals:
+    """Questions in order, each prefilled when it is taken. Whoever decodes takes as many as it has room for.
+
+    A clip is let go when the last of its questions was taken.
+    """
+
+    def __init__(self, session: "Session", reader: ClipReader, asking: Asking, listener: Listener) -> None:
+        self._session, self._reader, self._asking, self._listener = session, reader, asking, listener
+        self._clip: Opened | None = None
+        self._left: deque[Item] = deque()
+
+    def take(self, *, wait: bool = True) -> Arrival | None:
+        """The next question; None where no clip is ready (without `wait`) or there are no more (`ended`)."""
+        if not self._left:
+            self._clip = self._reader.take(wait=wait)
+            if self._clip is None:
+                return None
+            self._left.extend(self._clip.items)
+        clip = self._clip
+        assert clip is not None  # the questions left are about it
+        item = self._left.popleft()
+        if not self._left:
+            self._clip = None
+        if clip.read is None:
+            return Arrival(item, clip, error=clip.error)
+
+        def on_stage(stage: str, done: int, total: int) -> None:
+            self._listener.stage(item.path, stage, done, total)
+
+        try:
+            options = self._asking.options(item)
+            run = self._session.prefill(clip.read, item.question, options, on_stage=on_stage, warn=clip.warn)
+        except Exception as error:
+            return Arrival(item, clip, error=error)
+        return Arrival(item, clip, run)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return not self._left and self._reader.ended
+
+
+Outcome = tuple[Arrival, "Answer | Exception"]
+Decoder = Callable[["Session", Arrivals, Listener], Iterator[Outcome]]
+"""Takes arrivals, yields each once with its answer or what went wrong, in any order.
+
+One that decodes several at once takes with `wait=False` while it has some in the making, and with `wait=True`
+when it has none. An arrival without a run has failed already: it is yielded with its error, at once.
+"""
+
+
+def one_by_one(session: "Session", arrivals: Arrivals, listener: Listener) -> Iterator[Outcome]:
+    """The decoder that any other is held to: a question is answered before the next is prefilled."""
+    while (arrival := arrivals.take()) is not None:
+        yield arrival, _answered(session, arrival, listener)
+
+
+def _answered(session: "Session", arrival: Arrival, listener: Listener) -> "Answer | Exception":
+    if arrival.run is None:
+        return arrival.error or RuntimeError("a question came neither prefilled nor failed")
+    path = arrival.item.path
+    try:
+        return session.generate(
+            arrival.run, on_stage=lambda stage, done, total: listener.stage(path, stage, done, total)
+        )
+    except Exception as error:
+        return error
+
+
+def run_batch(
+    session: "Session",
+    clips: Iterable[Clip],
+    asking: Asking,
+    *,
+    listener: Listener = Listener(),  # noqa: B008 - frozen
+    ahead: int = 1,
+    readers: int = 1,
+    decode: Decoder = one_by_one,
+) -> Iterator[Record]:
+    """A record for every question, as they are finished.
+
+    clips: taken one by one, by the thread that reads, when there is room for another
+    ahead: clips that are read before they are needed; 0 reads each when its turn has come
+    readers: of these, how many are read at the same time
+
+    What fails is a record, and the next one comes. Raises DeviceError, after the record of the question that
+    it happened at, where the device itself is lost. Closing the iterator ends the reading.
+    """
+    with ClipReader(session, clips, asking, listener, ahead=ahead, readers=readers) as reader:
+        arrivals = Arrivals(session, reader, asking, listener)
+        for arrival, outcome in decode(session, arrivals, listener):
+            item, clip = arrival.item, arrival.clip
+            if isinstance(outcome, Exception):
+                yield failure(item, asking, outcome, clip.warnings)
+                check_device(session.adapter.device, outcome)
+            else:
+                seconds = clip.read.seconds if clip.read is not None else {}
+                yield success(item, asking, outcome, seconds, clip.warnings)
+
+
+def check_device(device: torch.device, error: Exception) -> None:
+    """Raise DeviceError where an error has taken the GPU along: nothing more will run in this process."""
+    if device.type != "cuda" or not isinstance(error.__cause__ or error, RuntimeError):
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as lost:
+        raise DeviceError(
+            f"the GPU no longer answers after an error: {str(lost).splitlines()[0]}",
+            hint="the same command goes on with the next file",
+        ) from lost

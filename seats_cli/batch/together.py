@@ -1,0 +1,104 @@
+"""Answers of several questions decoded at once: all share the reading of the weights, which a token costs."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from seats_cli.batch.reading import Listener
+from seats_cli.batch.run import Arrival, Arrivals, Decoder, Outcome, one_by_one
+from seats_cli.engine.graph import GraphDecoder
+from seats_cli.engine.memory import explained_memory
+from seats_cli.engine.together import DecodeTogether
+from seats_cli.errors import DeviceError
+from seats_cli.measure.clock import FIRST_TOKEN
+
+if TYPE_CHECKING:
+    from seats_cli.session import Answer, Run, Session
+
+
+class AnswersTogether:
+    """Questions whose answers are decoded together; each comes prefilled (`Session.prefill`)."""
+
+    def __init__(self, session: "Session", slots: int) -> None:
+        self._session = session
+        self._decoding = DecodeTogether(session.adapter, GraphDecoder(session.adapter, slots))
+        self._runs: dict[int, tuple[Run, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    @property
+    def free(self) -> int:
+        """Questions that can be added now."""
+        return self._decoding.free
+
+    def add(self, run: "Run") -> None:
+        """Begin an answer; uses up the run's cache. Raises DeviceError where memory runs out."""
+        with torch.inference_mode(), explained_memory():
+            sequence = self._decoding.add(run.read, run.prompt.next_position, run.options.decoding)
+        self._runs[id(sequence)] = run, run.clock.elapsed
+
+    def step(self) -> list[tuple["Run", "Answer"]]:
+        """One more token of every answer; returns those that ended. Raises DeviceError where memory runs
+        out, after which only `clear` makes sense."""
+        with torch.inference_mode(), explained_memory():
+            ended = self._decoding.step()
+            for run, _ in self._runs.values():
+                run.clock.mark(FIRST_TOKEN)
+            answers = []
+            for sequence in ended:
+                run, began = self._runs.pop(id(sequence))
+                run.clock.add("generate", run.clock.elapsed - began)
+                answers.append((run, self._session.answer(run, sequence)))
+            return answers
+
+    def clear(self) -> None:
+        """Forget the answers that have not ended."""
+        self._decoding.clear()
+        self._runs.clear()
+
+
+def together(slots: int) -> Decoder:
+    """The decoder of up to `slots` answers at a time: each joins when it was prefilled and leaves when it
+    ends. Where the session has no graph to decode in, it is one at a time."""
+
+    def decode(session: "Session", arrivals: Arrivals, listener: Listener) -> Iterator[Outcome]:
+        if session.graph is None:
+            yield from one_by_one(session, arrivals, listener)
+            return
+        answers = AnswersTogether(session, slots)
+        making: dict[int, Arrival] = {}
+        waiting: Arrival | None = None  # prefilled, but there was no memory for it beside the others
+        crowded = False  # and none of these has ended since
+        while making or waiting or not arrivals.ended:
+            while answers.free and not crowded:
+                arrival = waiting or arrivals.take(wait=not making)
+                waiting = None
+                if arrival is None:
+                    break
+                if arrival.run is None:
+                    assert arrival.error is not None
+                    yield arrival, arrival.error
+                    continue
+                try:
+                    answers.add(arrival.run)
+                    making[id(arrival.run)] = arrival
+                except DeviceError as error:
+                    if making:
+                        waiting, crowded = arrival, True
+                    else:
+                        yield arrival, error
+            try:
+                ended = answers.step() if making else []
+            except Exception as error:  # where a step fails, it does for all that take part
+                answers.clear()
+                for arrival in making.values():
+                    yield arrival, error
+                making.clear()
+                ended, crowded = [], False
+            for run, answer in ended:
+                crowded = False
+                yield making.pop(id(run)), answer
+
+    return decode

@@ -1,0 +1,217 @@
+"""The options of `seats ask` for many files: where they come from, where records go, who answers."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seats_cli.cli.options import CLIP_PANEL, OUTPUT_PANEL, number, one_of
+
+SOURCES_PANEL = "Many files"
+WORK_PANEL = "Many processors"
+FORMS = ("jsonl", "csv", "text")  # of seats_cli.batch.output; a test keeps them equal
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/8" as (2, 8): part 2 of 8, counted from 1."""
+    first, slash, second = text.partition("/")
+    if slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
+        return int(first), int(second)
+    raise typer.BadParameter(f"{text!r} is not I/N, part I of N, counted from 1; accepted: 1/8 to 8/8")
+
+
+# --- sources ----------------------------------------------------------------------------------------------
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        rich_help_panel=SOURCES_PANEL,
+        help="Also the files that FILE lists, a line each, # before a comment; - reads the list from stdin, "
+        "as - among MEDIA does.",
+    ),
+]
+NullOption = Annotated[
+    bool,
+    typer.Option(
+        "--null",
+        "-0",
+        rich_help_panel=SOURCES_PANEL,
+        help="Names in the list end with NUL, as find -print0 writes them.",
+    ),
+]
+RecursiveOption = Annotated[
+    bool,
+    typer.Option("--recursive", rich_help_panel=SOURCES_PANEL, help="Folders with all their folders."),
+]
+GlobOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--glob",
+        metavar="PATTERN",
+        rich_help_panel=SOURCES_PANEL,
+        show_default="names of media files",
+        help="From folders only files whose names match, such as 'cam1_*.mp4'; may be given several times.",
+    ),
+]
+ManifestOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest",
+        metavar="FILE",
+        rich_help_panel=SOURCES_PANEL,
+        help="A question a row instead of MEDIA and QUESTION: JSON Lines or CSV with media, question, and "
+        "perhaps id, start, end, options.",
+    ),
+]
+QuestionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--questions",
+        metavar="FILE",
+        rich_help_panel=SOURCES_PANEL,
+        help="Ask every question of FILE, a line each, about every file, instead of QUESTION; a file is read "
+        "and encoded once for all of them.",
+    ),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        rich_help_panel=SOURCES_PANEL,
+        help="Only part I of N of the files, counted from 1: one part a job of an array, each with an -o of "
+        "its own.",
+    ),
+]
+
+# --- output -----------------------------------------------------------------------------------------------
+JsonlOption = Annotated[
+    bool,
+    typer.Option(
+        "--jsonl", rich_help_panel=OUTPUT_PANEL, help="A line of JSON an answer: short for --format jsonl."
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        rich_help_panel=OUTPUT_PANEL,
+        help="Add a record for each answer or failure to FILE. What FILE has already is not asked again.",
+    ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        parser=one_of(FORMS),
+        rich_help_panel=OUTPUT_PANEL,
+        show_default="by FILE's ending, else jsonl; text on stdout",
+        help="jsonl (docs/answers.schema.json), csv (the same in columns), or text.",
+    ),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", rich_help_panel=OUTPUT_PANEL, help="Empty FILE first.")
+]
+RetryFailedOption = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed",
+        rich_help_panel=OUTPUT_PANEL,
+        help="Ask again what has failed in FILE; the new records take the places of the old.",
+    ),
+]
+FailFastOption = Annotated[
+    bool, typer.Option("--fail-fast", rich_help_panel=OUTPUT_PANEL, help="Stop at the first failure.")
+]
+UnorderedOption = Annotated[
+    bool,
+    typer.Option(
+        "--unordered",
+        rich_help_panel=OUTPUT_PANEL,
+        help="Write records as they are finished, not in the order of the files.",
+    ),
+]
+
+# --- who answers ------------------------------------------------------------------------------------------
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        parser=number(least=1, whole=True),
+        rich_help_panel=WORK_PANEL,
+        show_default="this process alone",
+        help="Answer in N processes, each with a copy of the model, on the GPUs in turns. A file that kills "
+        "its process is tried once more, alone, and is then a failure like others.",
+    ),
+]
+LimitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--limits",
+        metavar="KEY=VALUE,...",
+        envvar="SEATS_LIMITS",
+        rich_help_panel=CLIP_PANEL,
+        show_default="size=256GiB,duration=24h,pixels=100M,frames=5M,seconds=3600",
+        help="Refuse files that are larger or (the part asked about) longer, or have larger pictures, more "
+        "frames, or need more seconds to decode than this; none for no limits.",
+    ),
+]
+_UNITS = {
+    "": 1.0,
+    "k": 1e3,
+    "m": 1e6,
+    "g": 1e9,
+    "t": 1e12,
+    **{f"{prefix}b": 1000.0**power for power, prefix in enumerate(("", "k", "m", "g", "t"))},
+    **{f"{prefix}ib": 1024.0**power for power, prefix in enumerate(("", "k", "m", "g", "t"))},
+}
+_TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LIMITS = {  # what is typed: the field of media.Limits, and its units
+    "size": ("size_bytes", _UNITS),
+    "duration": ("duration_s", _TIMES),
+    "pixels": ("pixels", _UNITS),
+    "frames": ("frames", _UNITS),
+    "seconds": ("decode_s", _TIMES),
+}
+
+
+def parse_limits(text: str | None) -> dict[str, float | None]:
+    """Keywords of media.Limits from "size=10GB,duration=2h"; what is not named keeps its default. A value, or
+    all of them, may be none: no limit. Raises BadParameter."""
+    if text is None:
+        return {}
+    if text.strip().lower() == "none":
+        return {field: None for field, _ in _LIMITS.values()}
+    found: dict[str, float | None] = {}
+    for pair in text.split(","):
+        name, equals, value = (part.strip().lower() for part in pair.partition("="))
+        if not equals or name not in _LIMITS:
+            raise typer.BadParameter(
+                f"{pair.strip()!r} is not KEY=VALUE with a key of {', '.join(_LIMITS)}", param_hint="--limits"
+            )
+        field, units = _LIMITS[name]
+        digits = re.match(r"[0-9.]*", value)
+        assert digits is not None  # it matches anything
+        try:
+            found[field] = (
+                None if value == "none" else float(digits[0]) * units[value[digits.end() :].strip()]
+            )
+        except (ValueError, KeyError):
+            accepted = ", ".join(unit for unit in units if unit)
+            raise typer.BadParameter(
+                f"{value!r} is no value of {name}; accepted: none, a number, a number with one of {accepted}",
+                param_hint="--limits",
+            ) from None
+    return found
+
+
+def typed(given: Sequence[tuple[str, object]]) -> list[str]:
+    """The names of the options that were given, of (name, value) pairs."""
+    return [name for name, value in given if value not in (None, False, [])]

@@ -1,0 +1,226 @@
+"""The run of `seats ask` over many files: what is left to do, who answers, where records go."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seats_cli.batch.output import AnswerFile, InOrder, Output, Stream, form_of, open_output
+from seats_cli.batch.resume import Left, by_clip, left_of, with_keys
+from seats_cli.batch.sources import Item, check_file
+from seats_cli.cli import options as opt
+from seats_cli.cli.batch_screen import BatchScreen
+from seats_cli.cli.console import Terminal
+from seats_cli.cli.eval_screen import counted
+from seats_cli.cli.loading import (
+    ended_like_ctrl_c,
+    leaving_at_once,
+    open_session,
+    quieten_libraries,
+    say_whose_answers,
+)
+from seats_cli.errors import MediaError
+
+if TYPE_CHECKING:
+    from seats_cli.batch.reading import Clip
+    from seats_cli.batch.records import Asking, Record
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One call of `seats ask` over many files, checked.
+
+    model, asked, limits: keywords of ModelOptions, AskOptions and media.Limits
+    form: None for what the output's name says
+    """
+
+    items: Sequence[Item]
+    model: Mapping[str, Any]
+    asked: Mapping[str, Any]
+    limits: Mapping[str, Any]
+    output: Path | None = None
+    form: str | None = None
+    overwrite: bool = False
+    retry_failed: bool = False
+    fail_fast: bool = False
+    unordered: bool = False
+    workers: int | None = None
+
+
+class _Enough(Exception):
+    """The first failure of a run with --fail-fast."""
+
+
+def run_many(terminal: Terminal, request: BatchRequest) -> int:
+    """Ask what has no record yet, write records as they come, say what came of it. Returns the exit code."""
+    items = with_keys(request.items, request.model, request.asked)
+    wanted = [item.key for item in items]
+    with ExitStack() as stack:
+        stack.enter_context(ended_like_ctrl_c())
+        output = stack.enter_context(_opened(terminal, request))
+        if request.retry_failed and isinstance(output, AnswerFile):
+            output.forget_failures(wanted)
+        left = left_of(items, output.known)
+        _say_what_is_there(terminal, request, left, output, set(wanted))
+        screen = BatchScreen(terminal, len(left.items), keeps_errors=_form(request) != "text")
+        code = _ask_all(terminal, request, left.items, output, screen)
+        if code is None and isinstance(output, AnswerFile) and not request.unordered:
+            output.put_in_order(wanted)
+    not_run = len(left.items) - screen.done
+    screen.summary(
+        skipped=left.done, skipped_failed=left.failed, not_run=not_run, retry=_retry_command(request)
+    )
+    if code == opt.INTERRUPTED:
+        told = (
+            "the same command goes on from there" if request.output is not None else "-o FILE keeps answers"
+        )
+        terminal.note(f"interrupted; {told}")
+    return code if code is not None else 1 if screen.failed or left.failed else 0
+
+
+def _ask_all(
+    terminal: Terminal, request: BatchRequest, items: Sequence[Item], output: Output, screen: BatchScreen
+) -> int | None:
+    """Every item's record to the output; the exit code where the run ended early, None at its end."""
+
+    def write(record: "Record") -> None:
+        output.append(record)
+        screen.record(record)
+        if request.fail_fast and not record["ok"]:
+            raise _Enough
+
+    order = InOrder([item.key for item in items], write)
+    put = write if request.unordered else order.put
+    try:
+        for record in _records(terminal, request, items, screen):
+            put(record)
+    except _Enough:
+        return 1
+    except KeyboardInterrupt:
+        if request.output is not None:
+            order.flush()
+        return opt.INTERRUPTED
+    return None
+
+
+def _records(
+    terminal: Terminal, request: BatchRequest, items: Sequence[Item], screen: BatchScreen
+) -> Iterator["Record"]:
+    """The records of all items, as they are finished. Where no file can be opened no model is loaded."""
+    problems = {path: problem for path in {item.path for item in items} if (problem := _problem_of(path))}
+    if problems:
+        from seats_cli.batch.records import failure
+
+        for item in items:
+            if item.path in problems:
+                yield failure(item, _asking(request), problems[item.path])
+    readable = [item for item in items if item.path not in problems]
+    if readable:
+        yield from _answers(terminal, request, list(by_clip(readable)), screen)
+
+
+def _answers(
+    terminal: Terminal, request: BatchRequest, clips: "Sequence[Clip]", screen: BatchScreen
+) -> Iterator["Record"]:
+    """The records of clips that are there, by whoever was asked to answer."""
+    with ExitStack() as stack:
+        if request.workers is None:
+            answers = alone(terminal, request)
+        else:
+            answers = gather(terminal, request, len(clips), stack)
+        screen.begin()
+        with screen.shown():
+            yield from answers(clips, screen)
+
+
+Answers = Callable[["Sequence[Clip]", BatchScreen], Iterator["Record"]]
+
+
+def alone(terminal: Terminal, request: BatchRequest) -> Answers:
+    """The session of this process."""
+    session = open_session(terminal, request.model, request.limits, note=terminal.detail)
+    from seats_cli.batch.reading import Listener
+    from seats_cli.batch.run import run_batch
+    from seats_cli.batch.team import described
+
+    asking = _asking(request)
+    say_whose_answers(terminal, **described(session, asking))
+    return lambda clips, screen: run_batch(session, clips, asking, listener=Listener(stage=screen.stage))
+
+
+def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitStack) -> Answers:
+    """Processes, one a device; the stack ends them."""
+    quieten_libraries(terminal)
+    with leaving_at_once(terminal):
+        from seats_cli.batch.devices import choose_workers
+        from seats_cli.batch.reading import Listener
+        from seats_cli.batch.team import AnsweringCrew
+
+        model = request.model
+        devices = choose_workers(request.workers, n_clips, model)
+    terminal.detail(f"{counted(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}")
+    crew = stack.enter_context(
+        AnsweringCrew(devices, _asking(request), warn=terminal.warn, log=terminal.detail)
+    )
+    say_whose_answers(terminal, **crew.described)
+
+    def warn(message: str, path: str | None) -> None:
+        terminal.warn(message if path is None or path in message else f"{path}: {message}")
+
+    return lambda clips, screen: crew.answers(clips, Listener(stage=screen.stage, warn=warn))
+
+
+def _asking(request: BatchRequest) -> "Asking":
+    from seats_cli.batch.records import Asking
+
+    return Asking(request.model, request.asked, request.limits)
+
+
+def _problem_of(path: str) -> MediaError | None:
+    try:
+        check_file(path)
+    except MediaError as error:
+        return error
+    return None
+
+
+# ---- the output -------------------------------------------------------------------------------------------
+
+
+def _form(request: BatchRequest) -> str:
+    return form_of(request.output, request.form)
+
+
+def _opened(terminal: Terminal, request: BatchRequest) -> Output:
+    form = _form(request)
+    if form == "text" and len({item.question for item in request.items}) > 1:
+        form = "text with questions"
+    if request.output is None:
+        return Stream(form, terminal.answer_piece)
+    return open_output(request.output, form, warn=terminal.warn, overwrite=request.overwrite)
+
+
+def _say_what_is_there(
+    terminal: Terminal, request: BatchRequest, left: Left, output: Output, wanted: set[str]
+) -> None:
+    if left.repeated:
+        terminal.note(f"{counted(left.repeated, 'question')} named more than once: asked once")
+    if left.done:
+        terminal.note(f"{request.output} has {left.done} of {left.done + len(left.items)} answers already")
+    others = len(output.known.keys() - wanted)
+    if others:
+        what = f"{counted(others, 'record')} of other files, questions, models or settings"
+        terminal.note(f"{request.output} also has {what}: left alone")
+
+
+def _retry_command(request: BatchRequest) -> str | None:
+    """What to type to ask again what has failed; None where nothing was kept."""
+    if request.output is None:
+        return None
+    if "ask" not in sys.argv:
+        return "the same command with --retry-failed"
+    typed = [word for word in sys.argv[1:] if word not in ("--retry-failed", "--overwrite")]
+    return shlex.join(["seats", *typed, "--retry-failed"])

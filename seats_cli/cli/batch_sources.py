@@ -1,0 +1,115 @@
+"""What was typed of a batch becomes questions about files, before anything heavy is imported."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seats_cli.batch.sources import Item, files_in, listed, questions_in, shard_of
+from seats_cli.cli.console import Terminal
+from seats_cli.errors import UsageError
+
+STDIN = "-"
+EXAMPLE = 'seats ask clip.mp4 "what is said?"'
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where files and questions come from, as typed."""
+
+    media: tuple[str, ...]
+    question: str
+    list_from: str | None = None
+    null: bool = False
+    recursive: bool = False
+    globs: tuple[str, ...] = ()
+    manifest: Path | None = None
+    questions: Path | None = None
+    shard: tuple[int, int] | None = None
+
+    @property
+    def many(self) -> bool:
+        """Whether it is more than files that were named one by one, with one question."""
+        lists = self.list_from is not None or STDIN in self.media or self.shard is not None
+        files = self.manifest is not None or self.questions is not None
+        return lists or files or any(map(os.path.isdir, self.media))
+
+
+def check(sources: Sources) -> None:
+    """Raise UsageError for sources that do not go together; nothing is read yet."""
+    lists = sources.list_from is not None or STDIN in sources.media
+    if sources.manifest is not None:
+        if sources.media or sources.question or lists or sources.questions is not None:
+            raise UsageError(
+                "--manifest names files and questions itself",
+                hint="leave out MEDIA, QUESTION, --from and --questions",
+            )
+        return
+    if [*sources.media, sources.list_from].count(STDIN) > 1:
+        raise UsageError("stdin can be read once only: give - once")
+    if sources.null and not lists:
+        raise UsageError("--null (-0) says how a list is written; there is none", hint="--from FILE, or -")
+    if sources.questions is None:
+        check_arguments(sources.media, sources.question, listed=lists)
+    elif not sources.media and not lists:
+        raise UsageError("files are missing", hint="seats ask videos/ --questions questions.txt")
+
+
+def check_arguments(media: Sequence[str], question: str, *, listed: bool = False) -> None:
+    """Raise UsageError unless there are files first and a question last; `listed`: files come from a list."""
+    if not question:
+        problem = "no question: the last argument is empty" if media else "files and a question are missing"
+        raise UsageError(problem, hint=EXAMPLE)
+    if not media and not listed:
+        missing = "the question is missing" if os.path.exists(question) else "files or a question are missing"
+        raise UsageError(f"only one argument, {question!r}: {missing}", hint=f"files first, then: {EXAMPLE}")
+    if not question.strip():
+        raise UsageError("the question, the last argument, is blank", hint=EXAMPLE)
+    if os.path.isfile(question):
+        raise UsageError(
+            f"the last argument is the question, but {question!r} is a file",
+            hint=f"files first, then: {EXAMPLE}",
+        )
+
+
+def files_of(terminal: Terminal, sources: Sources) -> list[str]:
+    """Every file that is asked about, in order: those named, those in folders, those in lists."""
+    found: list[str] = []
+    for name in [*sources.media, *([] if sources.list_from is None else [sources.list_from])]:
+        if name == STDIN or name is sources.list_from:
+            found += _listed(name, null=sources.null)
+        elif os.path.isdir(name):
+            found += files_in(name, recursive=sources.recursive, globs=sources.globs, warn=terminal.warn)
+        else:
+            found.append(name)
+    return found
+
+
+def items_of(terminal: Terminal, sources: Sources) -> list[Item]:
+    """Every question about every file, in order, of the shard that was asked for."""
+    if sources.manifest is not None:
+        items = _manifest(sources.manifest)
+    else:
+        asked = [sources.question] if sources.questions is None else questions_in(sources.questions)
+        items = [Item(path, text) for path in files_of(terminal, sources) for text in asked]
+    if sources.shard is not None:
+        items = shard_of(items, *sources.shard)
+    return items
+
+
+def _manifest(path: Path) -> list[Item]:
+    from seats_cli.lab.manifest import read_manifest
+
+    return [
+        Item(str(sample.media), sample.question, sample.id, sample.start_s, sample.end_s)
+        for sample in read_manifest(path, need_answers=False)
+    ]
+
+
+def _listed(name: str, *, null: bool) -> list[str]:
+    try:
+        data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read the list {name}: {error.strerror}") from None
+    return listed(data, nul=null)

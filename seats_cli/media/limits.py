@@ -1,0 +1,81 @@
+"""What a file may cost before it is refused: media comes from anywhere, and some is made to hurt.
+
+Size, length and picture size are compared before anything is decoded; frames and seconds of sound while they
+are counted; time while FFmpeg works. FFmpeg itself allocates no picture beyond the limit.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..errors import MediaLimit
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one file; None for no bound.
+
+    size_bytes: of the file; duration_s: of the part that is asked about; pixels: of a picture;
+    frames: of the video's part that is asked about, before sampling; decode_s: spent inside decoders, waiting
+    for nobody, in all readings of one opened file
+    """
+
+    size_bytes: float | None = 256 * 2.0**30
+    duration_s: float | None = 24 * 3600.0
+    pixels: float | None = 100e6
+    frames: float | None = 5e6
+    decode_s: float | None = 3600.0
+
+
+NO_LIMITS = Limits(None, None, None, None, None)
+
+
+class Guard:
+    """The limits of one opened file, and the time that its decoders have taken. Shared by its two tracks."""
+
+    def __init__(self, path: str | os.PathLike[str], limits: Limits) -> None:
+        self.limits = limits
+        self.spent_s = 0.0
+        self._path = os.fspath(path)
+
+    def size(self, n_bytes: int) -> None:
+        """Raises MediaLimit for a file that is too large."""
+        self._check("size", n_bytes / 1e9, _scaled(self.limits.size_bytes, 1e9), "GB", "leave it out")
+
+    def duration(self, seconds: float) -> None:
+        """Raises MediaLimit where the part that is asked about is too long."""
+        self._check("duration", seconds, self.limits.duration_s, "s", "ask about a part with --start/--end")
+
+    def picture(self, width: int, height: int) -> None:
+        """Raises MediaLimit for frames or an image that are too large."""
+        megapixels = _scaled(self.limits.pixels, 1e6)
+        self._check("pixels", width * height / 1e6, megapixels, "megapixels", "make it smaller")
+
+    def frames(self, count: int) -> None:
+        """Raises MediaLimit for too many frames."""
+        self._check("frames", count, self.limits.frames, "frames", "ask about a part with --start/--end")
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Counts the time inside; raises MediaLimit at its end, once there was too much of it."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent_s += time.monotonic() - began
+        self._check(
+            "seconds", self.spent_s, self.limits.decode_s, "s of decoding", "ask about a shorter part"
+        )
+
+    def _check(self, name: str, value: float, limit: float | None, unit: str, remedy: str) -> None:
+        if limit is not None and value > limit:
+            raise MediaLimit(
+                f"{self._path}: {value:,.6g} {unit}, beyond the limit of {limit:,.6g}",
+                hint=f"{remedy}, or raise the limit: --limits {name}=...",
+            )
+
+
+def _scaled(limit: float | None, unit: float) -> float | None:
+    return None if limit is None else limit / unit

@@ -1,0 +1,114 @@
+"""Workers: they find what one session finds, and a file that kills its worker takes no other along."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from make_clips import pictures, tone, write_clip
+from seats_cli.batch import team as module
+from seats_cli.batch.crew import Handed
+from seats_cli.batch.reading import Clip, Listener
+from seats_cli.batch.records import Asking, Record
+from seats_cli.batch.run import run_batch
+from seats_cli.batch.sources import Item
+from seats_cli.batch.team import Answering, AnsweringCrew
+from seats_cli.errors import ModelError, PlanError
+from seats_cli.session import ModelOptions, Session
+
+NAMES = "abcdef"
+
+
+@pytest.fixture(scope="module")
+def asking(tiny_checkpoint_path: Path) -> Asking:
+    model = {"model": str(tiny_checkpoint_path), "dtype": "float32", "device": "cpu"}
+    return Asking(model, {"max_new_tokens": 3, "ratio": 0.3})
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """Six clips with two questions each; the third is broken."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number, name in enumerate(NAMES):
+        write_clip(folder / f"{name}.mp4", pictures(20 + 2 * number), fps=10, audio=tone(2.0))
+    (folder / "c.mp4").write_bytes(b"broken")
+    return [
+        tuple(
+            Item(str(folder / f"{name}.mp4"), text, key=f"{name}{i}")
+            for i, text in enumerate(("why?", "how?"))
+        )
+        for name in NAMES
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(asking: Asking, clips: list[Clip]) -> list[Record]:
+    session = Session(ModelOptions(**asking.model))
+    return timeless(run_batch(session, clips, asking, ahead=0))
+
+
+def timeless(records: Any) -> list[Record]:
+    """By key, without what no two runs share."""
+    return sorted(({**record, "timing": None} for record in records), key=lambda record: record["key"])
+
+
+class Poisoned(Answering):
+    """A worker that dies whenever it opens e.mp4, and once when it opens b.mp4."""
+
+    def run(self, session: Any, handed: Iterator[Handed], folder: Path) -> Iterator[tuple[int, str, Record]]:
+        read = session.read
+
+        def reading(path: str, *rest: Any, **options: Any) -> Any:
+            once = folder / "b-has-killed"
+            name = Path(path).name
+            if name == "e.mp4" or (name == "b.mp4" and not once.exists()):
+                once.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(path, *rest, **options)
+
+        session.read = reading
+        return super().run(session, handed, folder)
+
+
+def test_workers_find_what_one_session_finds_whoever_dies(
+    asking: Asking, clips: list[Clip], plain: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Answering", Poisoned)
+    warned: list[str] = []
+    listener = Listener(warn=lambda message, path: warned.append(message))
+    with AnsweringCrew(["cpu", "cpu"], asking, warn=warned.append, log=lambda _: None) as crew:
+        assert crew.described == {"is_embedded": False, "random_weights": False}
+        found = timeless(crew.answers(clips, listener))
+    assert multiprocessing.active_children() == []
+    assert [record["key"] for record in found] == [record["key"] for record in plain]
+    died = [record for record in found if Path(record["path"]).name == "e.mp4"]
+    assert [record["error"]["kind"] for record in died] == ["worker", "worker"]
+    assert "signal 9" in died[0]["error"]["message"]
+    others = [record for record in found if record not in died]
+    assert others == [record for record in plain if Path(record["path"]).name != "e.mp4"]
+    assert [record["error"]["kind"] for record in others if not record["ok"]] == ["media_format"] * 2
+    assert any("each tried once more, alone" in message for message in warned)
+
+
+def test_a_crew_may_be_asked_again(asking: Asking, clips: list[Clip], plain: list[Record]) -> None:
+    with AnsweringCrew(["cpu"], asking, warn=pytest.fail, log=lambda _: None) as crew:
+        for part in (clips[:2], clips[2:]):
+            keys = {item.key for clip in part for item in clip}
+            found = timeless(crew.answers(part, Listener()))
+            assert found == [record for record in plain if record["key"] in keys]
+            assert all(not worker.hand for worker in crew._workers)
+
+
+def test_what_is_wrong_for_every_file_is_said_once(asking: Asking, tmp_path: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        AnsweringCrew(["cpu"], asking.on(model=str(tmp_path)), warn=told.append, log=lambda _: None)
+    misfit = replace(asking, asked={**asking.asked, "preset": "qwen2_5_omni_7b"})
+    with pytest.raises(PlanError):
+        AnsweringCrew(["cpu"], misfit, warn=told.append, log=lambda _: None)
+    assert told == []

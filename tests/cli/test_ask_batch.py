@@ -1,0 +1,341 @@
+"""`seats ask` over many files: sources, records, resuming, failures, what is said meanwhile."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.conftest import Run, Script
+from seats_cli.errors import MediaError, UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three files in `videos`, the current folder above it."""
+    place = tmp_path / "videos"
+    place.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (place / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    return place
+
+
+def lines(path: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def piped(run: Run, data: bytes, *arguments: str) -> Any:
+    """The command with a list on stdin."""
+    from typer.testing import CliRunner
+
+    from seats_cli.cli.app import build_app
+
+    return CliRunner().invoke(build_app(decorated=False), arguments, input=data)
+
+
+def test_a_folder_is_answered_file_by_file_on_stdout(run: Run, script: Script, folder: Path) -> None:
+    script.replies = {"b.mp4": MediaError("no frame decodes", hint="try another")}
+    result = run("ask", "videos", "why?")
+    assert result.exit_code == 1
+    assert result.stdout == "==> videos/a.mp4 <==\na red star\n==> videos/c.mp4 <==\na red star\n"
+    assert "error: videos/b.mp4: no frame decodes\nhint: try another\n" in result.stderr
+    assert "2 ok, 1 failed" in result.stderr
+    assert len(script.opened) == 1
+
+
+def test_records_go_to_a_file_and_the_same_command_goes_on(run: Run, script: Script, folder: Path) -> None:
+    script.replies = {"b.mp4": MediaError("no frame decodes"), "c.mp4": KeyboardInterrupt()}
+    first = run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert first.exit_code == 130
+    assert "interrupted; the same command goes on from there" in first.stderr
+    assert [(record["path"], record["ok"]) for record in lines("out.jsonl")] == [
+        ("videos/a.mp4", True),
+        ("videos/b.mp4", False),
+    ]
+    script.replies = {}
+    script.asked.clear()
+    second = run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert second.exit_code == 1  # one has failed, if not now
+    assert "out.jsonl has 2 of 3 answers already" in second.stderr
+    assert [Path(path).name for path, _, _ in script.asked] == ["c.mp4"]
+    assert [record["ok"] for record in lines("out.jsonl")] == [True, False, True]
+    before = Path("out.jsonl").read_bytes()
+    script.asked.clear()
+    script.opened.clear()
+    third = run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert (third.exit_code, script.opened) == (1, [])
+    assert Path("out.jsonl").read_bytes() == before
+    retried = run("ask", "videos", "why?", "-o", "out.jsonl", "--retry-failed")
+    assert retried.exit_code == 0
+    assert [(record["path"], record["ok"]) for record in lines("out.jsonl")] == [
+        (f"videos/{name}.mp4", True) for name in "abc"
+    ]
+    assert len(script.asked) == 1
+
+
+def test_other_questions_and_settings_are_other_records(run: Run, script: Script, folder: Path) -> None:
+    for arguments in (["why?"], ["how?"], ["why?", "--ratio", "0.2"], ["why?"]):
+        assert run("ask", "videos", *arguments, "-o", "out.jsonl").exit_code == 0
+    assert len(script.asked) == 9
+    assert len({record["key"] for record in lines("out.jsonl")}) == 9
+    (folder / "a.mp4").write_bytes(b"longer")
+    told = run("ask", "videos", "why?", "-o", "out.jsonl").stderr
+    assert len(script.asked) == 10
+    assert "7 records of other files, questions, models or settings: left alone" in told
+
+
+def test_new_files_take_their_places(run: Run, script: Script, folder: Path) -> None:
+    run("ask", "videos", "why?", "-o", "out.jsonl")
+    (folder / "ab.mp4").write_bytes(b"x")
+    run("ask", "videos", "why?", "-o", "out.jsonl", "--unordered")
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "b", "c", "ab"]
+    run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "ab", "b", "c"]
+
+
+def test_overwrite_begins_anew(run: Run, script: Script, folder: Path) -> None:
+    Path("out.jsonl").write_text("something else\n")
+    assert run("ask", "videos", "why?", "-o", "out.jsonl").exit_code == 2
+    assert Path("out.jsonl").read_text() == "something else\n"
+    assert run("ask", "videos", "why?", "-o", "out.jsonl", "--overwrite").exit_code == 0
+    assert len(lines("out.jsonl")) == 3
+
+
+def test_lists_come_from_stdin_or_a_file(run: Run, script: Script, folder: Path) -> None:
+    names = b"# mine\nvideos/c.mp4\n\nvideos/a.mp4\n"
+    result = piped(run, names, "ask", "-", "why?", "--jsonl")
+    assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == [
+        "videos/c.mp4",
+        "videos/a.mp4",
+    ]
+    result = piped(run, names, "ask", "videos/b.mp4", "why?", "--from", "-", "--jsonl")
+    assert [Path(json.loads(line)["path"]).stem for line in result.stdout.splitlines()] == ["b", "c", "a"]
+    Path("list.txt").write_bytes(names)
+    assert len(run("ask", "--from", "list.txt", "why?", "--jsonl").stdout.splitlines()) == 2
+    result = piped(run, b"videos/a.mp4\0#b.mp4\0", "ask", "-0", "-", "why?", "--jsonl")
+    assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == ["videos/a.mp4", "#b.mp4"]
+    assert result.exit_code == 1
+
+
+def test_a_batch_leaves_stdin_alone(script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from seats_cli.cli.app import run as command_line
+
+    class Unread(io.StringIO):
+        def read(self, *_: object) -> str:
+            raise AssertionError("stdin was read")
+
+        readline = read
+
+    monkeypatch.setattr(sys, "stdin", Unread())
+    assert command_line(["ask", "videos", "why?", "-o", "out.jsonl"]) == 0
+
+
+def test_several_questions_read_a_clip_once(run: Run, script: Script, folder: Path) -> None:
+    Path("questions.txt").write_text("# two\nwhy?\nhow?\n")
+    result = run("ask", "videos", "--questions", "questions.txt", "-o", "out.csv")
+    assert result.exit_code == 0
+    assert [Path(path).stem for path in script.read] == ["a", "b", "c"]
+    rows = list(csv.DictReader(io.StringIO(Path("out.csv").read_text(), newline="")))
+    assert [(row["path"], row["question"]) for row in rows] == [
+        (f"videos/{name}.mp4", text) for name in "abc" for text in ("why?", "how?")
+    ]
+    text = run("ask", "videos/a.mp4", "--questions", "questions.txt").stdout
+    assert text == "==> videos/a.mp4: why? <==\na red star\n==> videos/a.mp4: how? <==\na red star\n"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_manifest_has_a_question_a_row(run: Run, script: Script, folder: Path, form: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"media": "a.mp4", "question": "why?", "id": "one"},
+        {"media": "a.mp4", "question": "how?", "start": 1, "end": 2.5},
+        {"media": "b.mp4", "question": 'which, "one"?', "options": ["red", "blue"]},
+    ]
+    path = folder / f"rows.{form}"
+    if form == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        rows[2]["options"] = "red|blue"
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, ["media", "question", "id", "start", "end", "options"])
+            writer.writeheader()
+            writer.writerows(rows)
+    result = run("ask", "--manifest", path, "-o", "out.jsonl")
+    assert result.exit_code == 0, result.stderr
+    found = lines("out.jsonl")
+    assert [record["question"].split("\n")[0] for record in found] == ["why?", "how?", 'which, "one"?']
+    assert "B. blue" in found[2]["question"]
+    assert (found[0]["id"], found[1]["start_s"], found[1]["end_s"]) == ("one", 1.0, 2.5)
+    assert [(options.start_s, options.end_s) for _, _, options in script.asked][1] == (1.0, 2.5)
+    assert run("ask", "--manifest", path, "why?").exit_code == 2
+
+
+def test_shards_divide_the_files(run: Run, script: Script, folder: Path) -> None:
+    found = []
+    for part in ("1/2", "2/2"):
+        out = f"out.{part[0]}.jsonl"
+        assert run("ask", "videos", "why?", "--shard", part, "-o", out).exit_code == 0
+        found.append([Path(record["path"]).stem for record in lines(out)])
+    assert found == [["a", "c"], ["b"]]
+
+
+def test_fail_fast_stops_at_the_first_failure(run: Run, script: Script, folder: Path) -> None:
+    script.replies = {"b.mp4": MediaError("no frame decodes")}
+    (folder / "bb.mp4").touch()  # empty: known to fail before anything runs, told in its turn
+    result = run("ask", "videos", "why?", "-o", "out.jsonl", "--fail-fast")
+    assert result.exit_code == 1
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "b"]
+    assert "1 ok, 1 failed, 2 not asked" in result.stderr
+
+
+def test_files_that_cannot_be_opened_need_no_model(run: Run, script: Script, folder: Path) -> None:
+    result = run("ask", "gone.mp4", "https://example.org/a.mp4", "why?", "--jsonl")
+    assert result.exit_code == 1
+    assert [json.loads(line)["error"]["kind"] for line in result.stdout.splitlines()] == ["media_missing"] * 2
+    assert script.opened == []
+
+
+def test_the_retry_command_is_what_was_typed(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "b b.mp4").touch()
+    typed = ["ask", "videos", "why not?", "-o", "out.jsonl"]
+    monkeypatch.setattr(sys, "argv", ["seats", *typed])
+    told = run(*typed).stderr
+    assert "to try the failed ones again: seats ask videos 'why not?' -o out.jsonl --retry-failed" in told
+
+
+def test_failures_are_told_a_few_times_and_kept_always(run: Run, script: Script, folder: Path) -> None:
+    script.replies = {f"{number}.mp4": MediaError("no frame decodes") for number in range(9)}
+    for name in script.replies:
+        (folder / name).write_bytes(b"x")
+    result = run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert result.stderr.count("error: ") == 5
+    assert "warning: more questions fail; the records say why" in result.stderr
+    assert sum(not record["ok"] for record in lines("out.jsonl")) == 9
+
+
+def test_losses_stand_in_the_records(run: Run, script: Script, folder: Path) -> None:
+    script.warnings = ["only the first 3 s decode"]
+    result = run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert "3 with losses" in result.stderr
+    assert "warning" not in result.stderr.replace("see warnings", "")
+    assert {tuple(record["warnings"]) for record in lines("out.jsonl")} == {("only the first 3 s decode",)}
+    told = run("ask", "videos", "why?").stderr
+    assert "warning: videos/a.mp4: only the first 3 s decode" in told
+
+
+def test_what_is_wrong_for_every_file_is_wrong_before_the_first(
+    run: Run, script: Script, folder: Path
+) -> None:
+    script.setup_error = UsageError("the preset is of another model")
+    result = run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert (result.exit_code, script.read) == (2, [])
+    assert not Path("out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["videos", "why?", "--jsonl", "--format", "csv"], "contradict each other"),
+        (["videos", "why?", "--overwrite"], "give -o FILE"),
+        (["videos", "why?", "--retry-failed"], "give -o FILE"),
+        (["videos", "why?", "-o", "o", "--overwrite", "--retry-failed"], "choose one"),
+        (["videos", "why?", "--shard", "0/2"], "part I of N"),
+        (["videos", "why?", "--shard", "3/2"], "part I of N"),
+        (["videos", "why?", "--json", "-o", "out.jsonl"], "--json and --output are two forms"),
+        (["videos", "why?", "--compare", "--jsonl"], "--compare and --jsonl are two forms"),
+        (["videos", "--json", "--questions", "q.txt"], "--json is about one question, not --questions"),
+        (["-", "why?", "--from", "-"], "stdin can be read once only"),
+        (["videos", "why?", "-0"], "says how a list is written"),
+        (["--manifest", "rows.jsonl", "videos", "why?"], "names files and questions itself"),
+        (["--questions", "none.txt"], "files are missing"),
+        (["videos", "--questions", "none.txt"], "cannot read the questions"),
+        (["--from", "none.txt", "why?"], "cannot read the list"),
+        (["videos", "why?", "-o", "none/out.jsonl"], "there is no folder none"),
+        (["videos", "why?", "--format", "xml"], "'xml' is not one of"),
+    ],
+)
+def test_wrong_usage(run: Run, script: Script, folder: Path, arguments: list[str], expected: str) -> None:
+    result = run("ask", *arguments)
+    assert result.exit_code == 2, result.stderr
+    assert expected in " ".join(result.stderr.split())
+    assert result.stdout == ""
+    assert script.opened == []
+
+
+def test_json_takes_folders_as_it_takes_files(run: Run, script: Script, folder: Path) -> None:
+    document = json.loads(run("ask", "videos", "why?", "--json").stdout)
+    assert [result["media"]["path"] for result in document["results"]] == [
+        f"videos/{name}.mp4" for name in "abc"
+    ]
+
+
+def test_every_record_is_as_the_schema_says(run: Run, script: Script, folder: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="pip install jsonschema")
+    schema = json.loads((ROOT / "docs" / "answers.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    checker = jsonschema.Draft202012Validator(schema)
+    script.replies = {"b.mp4": MediaError("no frame decodes"), "c.mp4": "and then..."}
+    run("ask", "videos", "gone.mp4", "why?", "-o", "out.jsonl")
+    found = lines("out.jsonl")
+    assert [record["ok"] for record in found] == [True, False, True, False]
+    for record in found:
+        checker.validate(record)
+        assert set(record) == set(schema["properties"])  # nothing that the schema does not speak of
+    for part in ("error", "tokens", "timing"):
+        known = set(schema["properties"][part]["properties"])
+        assert {key for record in found for key in record[part] or ()} == known
+    for broken in ({**found[0], "ok": False}, {**found[1], "error": None}, {**found[0], "key": "a"}):
+        assert not checker.is_valid(broken)
+
+
+def test_forms_are_those_of_the_room() -> None:
+    from seats_cli.batch import output
+    from seats_cli.cli import batch_options
+
+    assert set(batch_options.FORMS) == {form.split()[0] for form in output.FORMS}
+
+
+def test_limits_reach_the_session_from_both_ways(run: Run, script: Script, folder: Path) -> None:
+    from seats_cli.media import NO_LIMITS, Limits
+
+    typed = "size=2GB, duration=90m,pixels=50M,frames=none,seconds=5"
+    expected = Limits(2e9, 5400.0, 50e6, None, 5.0)
+    assert run("ask", "videos", "why?", "--limits", typed).exit_code == 0
+    assert script.limits == expected
+    assert run("ask", "videos/a.mp4", "why?", env={"SEATS_LIMITS": typed}).exit_code == 0
+    assert script.limits == expected
+    run("ask", "videos", "why?", "--limits", "none")
+    assert script.limits == NO_LIMITS
+    run("ask", "videos", "why?", "--limits", "size=1GiB")
+    assert script.limits == Limits(size_bytes=2.0**30)
+    run("ask", "videos", "why?")
+    assert script.limits == Limits()
+
+
+@pytest.mark.parametrize(
+    "typed", ["size", "weight=1", "size=", "size=1h", "duration=1GB", "size=1..2", "frames=-1"]
+)
+def test_limits_that_are_none(run: Run, script: Script, folder: Path, typed: str) -> None:
+    result = run("ask", "videos", "why?", "--limits", typed)
+    assert result.exit_code == 2
+    assert "--limits" in result.stderr
+    assert script.opened == []
+
+
+def test_the_limits_that_are_shown_are_those_of_the_room() -> None:
+    from seats_cli.cli import batch_options
+    from seats_cli.media import Limits
+
+    shown = batch_options.LimitsOption.__metadata__[0].show_default
+    assert Limits(**batch_options.parse_limits(shown)) == Limits()
