@@ -254,11 +254,16 @@ def test_a_checkpoint_that_was_quantised_beforehand_loads(path: Path, tmp_path: 
 # ---- offloaded ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", params=["qwen2_5_omni", "qwen3_omni_moe"])
+def offloadable(request: pytest.FixtureRequest, make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint(TinySpec(family=request.param))
+
+
 @pytest.fixture(scope="module")
-def offloaded(path: Path) -> Any:
+def offloaded(offloadable: Path) -> Any:
     """An adapter whose weights all wait on the host and are brought where they compute, here a CPU too."""
     accelerate = pytest.importorskip("accelerate")
-    plain = load_model(str(path), device="cpu", dtype="float32", fuse=False)
+    plain = load_model(str(offloadable), device="cpu", dtype="float32", fuse=False)
     network = accelerate.cpu_offload(plain.network, execution_device=torch.device("cpu"))
     assert next(network.parameters()).device.type == "meta"
     adapter = assemble(
@@ -269,15 +274,17 @@ def offloaded(path: Path) -> Any:
     return adapter
 
 
-def test_offloaded_weights_give_the_same_embeddings_scores_and_logits(offloaded: Any, path: Path) -> None:
-    plain = load_model(str(path), device="cpu", dtype="float32", fuse=False)
+def test_offloaded_weights_give_the_same_embeddings_scores_and_logits(
+    offloaded: Any, offloadable: Path
+) -> None:
+    plain = load_model(str(offloadable), device="cpu", dtype="float32", fuse=False)
     for what, expected in outcome(plain).items():
         assert torch.equal(outcome(offloaded)[what], expected), what
     assert offloaded.device == offloaded.layer_device(0) == torch.device("cpu")
 
 
-def test_images_too(offloaded: Any, path: Path) -> None:
-    plain = load_model(str(path), device="cpu", dtype="float32", fuse=False)
+def test_images_too(offloaded: Any, offloadable: Path) -> None:
+    plain = load_model(str(offloadable), device="cpu", dtype="float32", fuse=False)
     image = torch.randint(0, 256, (84, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     grid = (1, 6, 4)
     found, expected = (adapter.encode_image(image, grid).embeddings for adapter in (offloaded, plain))

@@ -17,6 +17,7 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from seats_cli.errors import DeviceError, ModelError
 from seats_cli.model import weights
 from seats_cli.model.checkpoint import locate, thinker_weights
+from seats_cli.model.families import family_of
 from seats_cli.model.load import load_model, read_thinker_config
 from tiny_checkpoint import TinySpec, build_tiny_checkpoint
 
@@ -26,22 +27,27 @@ MakeCheckpoint = Callable[..., Path]
 def by_from_pretrained(path: Path, dtype: torch.dtype) -> Any:
     """The same checkpoint through transformers' public door, on the CPU, where it asks for no accelerate."""
     checkpoint = locate(str(path), revision=None, offline=True, log=lambda _: None)
+    config = read_thinker_config(checkpoint)
+    family = family_of(config)
     with ExitStack() as files, weights.quiet_transformers():
-        return Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
+        return family.network_class().from_pretrained(
             None,
-            config=read_thinker_config(checkpoint),
+            config=config,
             state_dict=weights.lazy_tensors(thinker_weights(checkpoint, lambda _: None), files),
             dtype=dtype,
             attn_implementation="sdpa",
+            **family.loading,
         )
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen3_omni_moe"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_every_weight_and_buffer_is_from_pretrained_s(
-    dtype: torch.dtype, stored: torch.dtype, make_checkpoint: MakeCheckpoint
+    family: str, dtype: torch.dtype, stored: torch.dtype, make_checkpoint: MakeCheckpoint
 ) -> None:
-    path = make_checkpoint(TinySpec(dtype=stored))
+    """Qwen3-Omni's files have a tensor an expert, its modules one of all experts."""
+    path = make_checkpoint(TinySpec(family=family, dtype=stored))
     ours = load_model(str(path), device="cpu", dtype=str(dtype).removeprefix("torch."), fuse=False).network
     theirs = by_from_pretrained(path, dtype)
     for kind in ("named_parameters", "named_buffers"):
