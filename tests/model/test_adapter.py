@@ -1,7 +1,6 @@
 """The network, run part by part, against transformers' own forward on the same tiny checkpoint in float32."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from omni_inputs import CLIPS, embed, make_inputs, through_all_layers
+from omni_inputs import CLIPS, compare_logits, embed, make_inputs
 from seats_cli.model.adapter import Adapter, Encoded
 from seats_cli.model.load import load_model
 from seats_cli.model.preprocess import patchify
 from seats_cli.model.saliency import attention_received
-from seats_cli.model.stock import StockRun
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +23,9 @@ def reference(family_path: Path) -> Adapter:
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_logits_equal_transformers(
-    name: str, reference: Adapter, record_property: Callable[[str, object], None]
-) -> None:
-    shape, frames, mel, image = make_inputs(reference, **CLIPS[name])
-    prompt = reference.prompt("what is the said?", shape)
-    run = StockRun(
-        reference, prompt, shape,
-        frames=frames if shape.n_video else None,
-        mel=mel if shape.n_audio else None,
-        image=image if shape.n_image else None,
-    )  # fmt: skip
-    with torch.no_grad():
-        stock = reference.network(**run.inputs).logits
-    hidden = through_all_layers(reference, prompt, embed(reference, prompt, shape, frames, mel, image))
-    ours = reference.final_logits(hidden)
-    record_property("max error", float((ours - stock).abs().max()))
+def test_logits_equal_transformers(name: str, reference: Adapter) -> None:
+    """`conformance_matrix.py` prints the errors."""
+    ours, stock, hidden = compare_logits(reference, name)
     assert stock.abs().max() > 1.0, "logits too small for this comparison to mean anything"
     torch.testing.assert_close(ours, stock, atol=1e-4, rtol=0)
     last = reference.final_logits(hidden, last_only=True)
