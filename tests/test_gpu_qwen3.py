@@ -64,6 +64,16 @@ def test_routing(both: Callable[..., Any], renormalised: bool) -> None:  # noqa:
     assert _error(shares, their_shares) < 2e-6
 
 
+def test_rows_go_to_their_experts(both: Callable[..., Any]) -> None:  # noqa: F811
+    x = _normal(3001, 2048, dtype=torch.bfloat16)
+    experts = torch.rand(3001, 128, device="cuda").topk(8).indices
+    (rows, places, ends), (_, _, their_ends) = both(lambda: kernels.rows_by_expert(x, experts, 128))
+    assert torch.equal(ends, their_ends)
+    assert torch.equal(places.flatten().sort().values, torch.arange(8 * 3001, device="cuda"))
+    assert torch.equal(rows[places], x[:, None].expand(-1, 8, -1))
+    assert torch.equal(torch.searchsorted(ends, places.int(), right=True), experts)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_experts(both: Callable[..., Any], dtype: torch.dtype) -> None:  # noqa: F811
     x, norm = _normal(1, 2048, dtype=dtype), (_normal(2048, dtype=dtype), 1e-6)

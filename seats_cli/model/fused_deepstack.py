@@ -70,7 +70,7 @@ class FusedDeepstackVision:
         per_grid = height * width
         x = functional.linear(patches, self._patch, tower.patch_embed.proj.bias)
         x = (x.view(-1, per_grid, x.shape[1]) + plan.position).flatten(0, 1)
-        deepstack = []
+        deepstack: list[torch.Tensor] = []
         with quick_attention(x.device, per_grid):
             for index, block in enumerate(self._blocks):
                 qkv = block.qkv(_norm(x, block.norm1, block.attention_offset))

@@ -268,6 +268,34 @@ def route(logits: torch.Tensor, top: int, renormalised: bool) -> tuple[torch.Ten
     return shares, experts
 
 
+def rows_by_expert(
+    x: torch.Tensor, experts: torch.Tensor, n_experts: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each token's row once for each of its experts, those of one expert together: x (S, D), experts (S, top)
+    int64, to rows (S * top, D), places (S, top) int64 of each token's among them, and ends (n_experts,) int32
+    of each expert's. On CUDA the order within an expert may differ from run to run, and nothing else."""
+    (n_rows, top), width = experts.shape, x.shape[1]
+    if not is_fused(x):
+        of_expert, order = experts.flatten().sort(stable=True)
+        numbers = torch.arange(n_experts, device=x.device)
+        ends = torch.searchsorted(of_expert, numbers, right=True).to(torch.int32)
+        return x[order // top], order.argsort().view_as(experts), ends
+    counts = torch.zeros(n_experts, dtype=torch.int32, device=x.device)
+    ranks, places, ends = torch.empty_like(experts), torch.empty_like(experts), torch.empty_like(counts)
+    rows = x.new_empty(n_rows * top, width)
+    kernels, block = _kernels(), 256
+    launch(
+        kernels.rank_in_expert, (-(-experts.numel() // block),),
+        experts, counts, ranks, experts.numel(), BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    launch(
+        kernels.rows_by_expert, (n_rows,),
+        x, experts, counts, ranks, places, ends, rows, width, n_experts, TOP=top, EXPERTS=_power(n_experts),
+        BLOCK=min(_power(width), 2048), num_warps=4,
+    )  # fmt: skip
+    return rows, places, ends
+
+
 def combine_experts(
     x: torch.Tensor, outputs: torch.Tensor, places: torch.Tensor, shares: torch.Tensor
 ) -> torch.Tensor:

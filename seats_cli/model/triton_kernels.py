@@ -257,6 +257,39 @@ def route(
     tl.store(expert_ptr + to, chosen.to(tl.int64), mask=place < TOP)
 
 
+@triton.jit(do_not_specialize=["n"])
+def rank_in_expert(expert_ptr, count_ptr, rank_ptr, n, BLOCK: tl.constexpr):
+    """How many before each of n (token, expert) pairs have the same expert, in whatever order they come;
+    counts (zeroed) gets how many there are."""
+    pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = pair < n
+    expert = tl.load(expert_ptr + pair, mask=inside, other=0)
+    rank = tl.atomic_add(count_ptr + expert, 1, mask=inside)
+    tl.store(rank_ptr + pair, rank.to(tl.int64), mask=inside)
+
+
+@triton.jit
+def rows_by_expert(
+    x_ptr, expert_ptr, count_ptr, rank_ptr, place_ptr, end_ptr, row_ptr, width, n_experts,
+    TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One token's row to each of its experts' stretches, by its rank there; place gets where it went."""
+    token = tl.program_id(0).to(tl.int64)
+    number = tl.arange(0, EXPERTS)
+    counts = tl.load(count_ptr + number, mask=number < n_experts, other=0)
+    if token == 0:
+        tl.store(end_ptr + number, tl.cumsum(counts, axis=0), mask=number < n_experts)
+    for i in tl.static_range(TOP):
+        expert = tl.load(expert_ptr + token * TOP + i)
+        before = tl.sum(tl.where(number < expert, counts, 0), axis=0)
+        place = before + tl.load(rank_ptr + token * TOP + i)
+        tl.store(place_ptr + token * TOP + i, place)
+        for first in range(0, width, BLOCK):
+            col = first + tl.arange(0, BLOCK)
+            x = tl.load(x_ptr + token * width + col, mask=col < width)
+            tl.store(row_ptr + place * width + col, x, mask=col < width)
+
+
 @triton.jit
 def combine_experts(
     x_ptr, output_ptr, place_ptr, share_ptr, out_ptr, width, TOP: tl.constexpr, BLOCK: tl.constexpr
