@@ -83,6 +83,27 @@ def test_every_layout_holds_the_same_network(
     assert adapter.geometry == whole.geometry
 
 
+def test_each_family_has_its_own_means_rate_and_factor(tiny_adapter: Adapter, qwen3_adapter: Adapter) -> None:
+    assert qwen3_adapter.pixel_stats.mean == (0.5, 0.5, 0.5)
+    assert tiny_adapter.pixel_stats.mean != qwen3_adapter.pixel_stats.mean
+    clip = {"n_frames": 120, "height": 720, "width": 1280, "sample_fps": 1.967}
+    ours = qwen3_adapter.media_shape(**clip)
+    assert ours.video_grid == (60, 18, 32), "the same tokens as 14-pixel patches, of larger frames"
+    assert ours == tiny_adapter.media_shape(**clip)
+    assert ours.seconds_per_grid == 2 / 1.967, "the rate at which frames were really sampled"
+    assert (tiny_adapter.geometry.pixel_factor, qwen3_adapter.geometry.pixel_factor) == (28, 32)
+    assert (tiny_adapter.audio_block.tokens, qwen3_adapter.audio_block.tokens) == (50, 52)
+
+
+def test_sound_is_never_cut(family_adapter: Adapter) -> None:
+    """Preprocessor configs name 30 or 300 s as the longest clip; 400 s are all heard."""
+    per_s = {"qwen2_5_omni": 25, "qwen3_omni_moe": 13}[family_adapter.geometry.family]
+    assert family_adapter.geometry.audio_tokens_per_s == per_s
+    shape = family_adapter.media_shape(n_samples=400 * 16000)
+    assert (shape.n_audio, shape.audio_frames) == (400 * per_s, 40000)
+    assert len(family_adapter.encode_audio(torch.randn(128, 40000), saliency=False)) == 400 * per_s
+
+
 def test_experts_run_as_grouped_products(qwen3_adapter: Adapter) -> None:
     """Never an expert at a time: transformers' loop over experts is what its default forward does."""
     text = qwen3_adapter.network.config.text_config
