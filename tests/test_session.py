@@ -204,6 +204,13 @@ def test_the_seed_also_drives_random_selection(session: Session) -> None:
     assert session.setup(AskOptions(seed=5)).options.seed == 5
 
 
+def test_no_question_at_all(session: Session, files: dict[str, Path]) -> None:
+    """What Qwen3-Omni's Captioner is asked: the sound alone."""
+    tokens = session.ask(files["audio"], "", SHORT).report.tokens
+    assert tokens.before.audio > tokens.after_stage_1.audio > 0
+    assert tokens.generated
+
+
 def test_both_decode_caches(session: Session, files: dict[str, Path]) -> None:
     reports = {}
     for cache in ("text", "layerwise"):

@@ -50,7 +50,7 @@ def test_a_method_that_cuts_too_early_is_told(run: Run, media: Path, qwen3_path:
     done = run(
         "ask", "--model", qwen3_path, "--device", "cpu", "--method", "fastv", "--ratio", "0.2", media, "what?"
     )
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "deepstack" in done.stderr
     assert "first drop layer is 2 or more" in " ".join(done.stderr.split())
 

@@ -181,6 +181,7 @@ def test_qwen3s_stock_path_says_what_ours_says(qwen3_path: Path) -> None:
         stock = StockItem(session, Item(spec), WHOLE).time(3)
         ours = run_row(session, Item(spec), WHOLE, 3)
         assert stock.token_ids == ours.token_ids
+        assert int(StockItem(session, Item(spec), WHOLE).first_logits().argmax()) == ours.token_ids[0]
         assert {"encode_video", "encode_audio", "prefill", "per_token"} <= set(stock.seconds)
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from omni_inputs import CLIPS, make_inputs
 from seats_cli.errors import ModelError, PlanError
 from seats_cli.model.adapter import Adapter
 from seats_cli.model.checkpoint import Checkpoint
 from seats_cli.model.dummy import _preset_config
 from seats_cli.model.families import FAMILIES, Family, family_of
 from seats_cli.model.load import load_model, read_thinker_config
+from seats_cli.model.stock import StockRun
 from tiny_checkpoint import QWEN3, TinySpec
 
 STATED = [
@@ -134,6 +136,16 @@ def test_presets_build_on_meta(name: str, billions: float) -> None:
         network = family_of(config).network_class()(config)
     total = sum(parameter.numel() for parameter in network.parameters())
     assert total / 1e9 == pytest.approx(billions, abs=0.05)
+
+
+def test_the_stock_prefill_has_the_deepstack(qwen3_adapter: Adapter) -> None:
+    """Encoded first and read then, as the benchmark times it, or all in one forward."""
+    shape, frames, mel, _ = make_inputs(qwen3_adapter, **CLIPS["video and audio"])
+    run = StockRun(qwen3_adapter, qwen3_adapter.prompt("x", shape), shape, frames=frames, mel=mel)
+    with torch.no_grad():
+        whole = qwen3_adapter.network(**run.inputs).logits[0, -1]
+        parts = run.prefill(run.embed(run.encode_video(), run.encode_audio()))
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
 
 
 def test_the_30b_is_what_its_config_says() -> None:
