@@ -105,10 +105,10 @@ def test_encoding_by_windows_equals_encoding_at_once(family_adapter: Adapter) ->
         assert whole.deepstack.shape == (2, shape.n_video, 64)
         features = [part.deepstack for part in parts if part.deepstack is not None]
         torch.testing.assert_close(torch.cat(features, dim=1), whole.deepstack, atol=1e-5, rtol=1e-4)
-    # the sound's last piece is shorter than a chunk of the convolutions
+    # the sound's last piece is a part of one chunk of the convolutions
     _, _, mel, _ = make_inputs(family_adapter, **CLIPS["odd rate"])
-    block = family_adapter.audio_block
-    assert mel.shape[1] % block.frames % 100
+    mel, block = mel[:, :437], family_adapter.audio_block
+    assert mel.shape[1] % block.frames == 37
     whole = family_adapter.encode_audio(mel, window=block.positions)
     parts = [
         family_adapter.encode_audio(mel[:, i : i + block.frames], window=block.positions, start=i)
