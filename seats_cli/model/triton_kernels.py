@@ -55,21 +55,20 @@ def silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def norm_head(
-    low, high, is_query, turned, q_norm_ptr, k_norm_ptr, col, eps, dtype: tl.constexpr, DIM: tl.constexpr
-):
-    """Both halves of heads (HEADS, HALF) float32 after their root-mean-square norm, rounded to dtype before
-    the weight and after it, as transformers does; values (not `turned`) as they are."""
+def norm_head(low, high, is_query, turned, q_norm_ptr, k_norm_ptr, col, eps, DIM: tl.constexpr):
+    """Both halves of heads (HEADS, HALF) float32 after their root-mean-square norm, rounded to the weight's
+    type before and after it, as transformers does; values (not `turned`) as they are."""
     inside = col < DIM // 2
     scale = 1.0 / tl.sqrt(tl.sum(low * low + high * high, axis=1) / DIM + eps)[:, None]
     q_low = tl.load(q_norm_ptr + col, mask=inside, other=0.0).to(tl.float32)
     k_low = tl.load(k_norm_ptr + col, mask=inside, other=0.0).to(tl.float32)
     q_high = tl.load(q_norm_ptr + DIM // 2 + col, mask=inside, other=0.0).to(tl.float32)
     k_high = tl.load(k_norm_ptr + DIM // 2 + col, mask=inside, other=0.0).to(tl.float32)
-    normed_low = (low * scale).to(dtype).to(tl.float32) * tl.where(is_query, q_low, k_low)
-    normed_high = (high * scale).to(dtype).to(tl.float32) * tl.where(is_query, q_high, k_high)
-    normed_low = normed_low.to(dtype).to(tl.float32)
-    normed_high = normed_high.to(dtype).to(tl.float32)
+    normed_low = (low * scale).to(q_norm_ptr.dtype.element_ty).to(tl.float32)
+    normed_high = (high * scale).to(q_norm_ptr.dtype.element_ty).to(tl.float32)
+    normed_low = (normed_low * tl.where(is_query, q_low, k_low)).to(q_norm_ptr.dtype.element_ty)
+    normed_high = (normed_high * tl.where(is_query, q_high, k_high)).to(q_norm_ptr.dtype.element_ty)
+    normed_low, normed_high = normed_low.to(tl.float32), normed_high.to(tl.float32)
     return tl.where(turned, normed_low, low), tl.where(turned, normed_high, high)
 
 
@@ -93,9 +92,7 @@ def rotate(
     turned = head < N_QUERY + N_KEY
     if HAS_NORM:
         is_query = head < N_QUERY
-        low, high = norm_head(
-            low, high, is_query, turned, q_norm_ptr, k_norm_ptr, col, eps, qkv_ptr.dtype.element_ty, DIM
-        )
+        low, high = norm_head(low, high, is_query, turned, q_norm_ptr, k_norm_ptr, col, eps, DIM)
     place = (row % period) * DIM + col
     cos = tl.load(cos_ptr + place, mask=col < half, other=1.0).to(tl.float32)
     sin = tl.load(sin_ptr + place, mask=col < half, other=0.0).to(tl.float32)
@@ -247,7 +244,8 @@ def route(
     likely = tl.zeros([TOP_PAD], tl.float32)
     for i in tl.static_range(TOP):
         best = tl.max(left, axis=0)
-        expert = tl.min(tl.where(left == best, col, BLOCK), axis=0)
+        # a token whose logits are no numbers must not send its row anywhere
+        expert = tl.minimum(tl.min(tl.where(left == best, col, BLOCK), axis=0), n_experts - 1)
         chosen = tl.where(place == i, expert, chosen)
         likely = tl.where(place == i, tl.exp(best - most), likely)
         left = tl.where(col == expert, float("-inf"), left)
@@ -350,9 +348,16 @@ def append_token(
     turned = head < N_QUERY + N_KEY
     if HAS_NORM:
         wide_low, wide_high = norm_head(
-            low[None, :], high[None, :], head < N_QUERY, turned, q_norm_ptr, k_norm_ptr, col[None, :], eps,
-            qkv_ptr.dtype.element_ty, DIM,
-        )  # fmt: skip
+            low[None, :],
+            high[None, :],
+            head < N_QUERY,
+            turned,
+            q_norm_ptr,
+            k_norm_ptr,
+            col[None, :],
+            eps,
+            DIM,
+        )
         low = tl.reshape(wide_low, [HALF])
         high = tl.reshape(wide_high, [HALF])
     cos = tl.load(cos_ptr + col, mask=inside, other=1.0).to(tl.float32)
