@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from seats_cli.engine.encode import Entering, ModelInput, assemble
+from seats_cli.engine.enter import Entering, ModelInput, assemble
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.preprocess import PixelCaps
 from seats_cli.model.stock import StockRun

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from seats_cli.model.kernels import (
+from seats_cli.model.expert_kernels import (
     combine_experts,
     expert_down,
     expert_gate_up,
-    matvec,
     route,
     rows_by_expert,
-    silu_mul,
 )
+from seats_cli.model.kernels import matvec, silu_mul
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 
 from masked_reference import scripted_plan
 from seats_cli.engine import encode as encode_module
-from seats_cli.engine.encode import ModelInput, encode
+from seats_cli.engine.encode import encode
+from seats_cli.engine.enter import ModelInput
 from seats_cli.engine.prefill import prefill
 from seats_cli.errors import MediaError
 from seats_cli.measure.clock import Stopwatch
