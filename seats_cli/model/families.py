@@ -161,7 +161,7 @@ FAMILIES = (
                 "num_experts",
                 "num_experts_per_tok",
             ),
-            "vision_config": (*_VISION, "deepstack_visual_indexes", "num_position_embeddings"),
+            "vision_config": (*_VISION, "deepstack_visual_indexes"),
             "audio_config": (*_AUDIO, "n_window_infer", "downsample_hidden_size"),
         },
         # all tokens of all experts in two grouped products, on any device; never an expert at a time
