@@ -160,6 +160,6 @@ def test_the_graph_says_what_single_steps_say(fused: Any, reference: Any) -> Non
         mine = cache.fork()
         graph.begin(mine, 71.5, 8)
         for step, token in enumerate((5, 301, 17)):
-            ours = graph.step(torch.tensor([token], device="cuda")).clone()
+            ours = graph.step(torch.tensor([token], device="cuda"))[0].clone()
             theirs = decode_step(reference, token, 71.5 + step, cache)
             assert _error(ours, theirs) < 1e-4
