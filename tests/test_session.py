@@ -370,7 +370,7 @@ def test_running_out_of_memory_is_an_error_with_advice_and_the_session_goes_on(
         patch.setattr(session_module, "prefill", fail)
         with pytest.raises(DeviceError, match="out of memory") as caught:
             session.ask(files["audio"], QUESTION, SHORT)
-    assert "--max-frames" in str(caught.value.hint)
+    assert "by estimate --end 0:02" in str(caught.value.hint), "a clip of sound alone, of 5 s"
     assert session.ask(files["audio"], QUESTION, SHORT).text == answered["audio"].text
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
-from seats_cli.model.load import quiet_transformers
 from seats_cli.model.preprocess import patchify
+from seats_cli.model.weights import quiet_transformers
 from seats_cli.selection.layout import AUDIO, VIDEO
 
 
