@@ -105,7 +105,7 @@ def measured_rows() -> list[Any]:
 def test_the_estimate_is_near_what_was_measured(
     document: Any, row: Any, item: Any, new_tokens: int, name: str
 ) -> None:
-    """Within 2% of the peak, and within 10% of what of it is not weights: the weights alone would flatter it."""
+    """Within 2% of the peak, and within 10% of what is not weights: the weights alone would flatter it."""
     preset = load_preset("qwen2.5-omni-7b")
     text, vision, audio = (preset.geometry[part] for part in ("text", "vision", "audio"))
     sizes = replace(
