@@ -112,31 +112,6 @@ def test_one_token_attention(both: Callable[..., Any], dtype: torch.dtype, lengt
         assert _error(mine, other) < _bound(dtype)
 
 
-@pytest.mark.parametrize("n_tokens", [1, 3, 700])
-def test_experts(both: Callable[..., Any], n_tokens: int) -> None:
-    """Which experts, where their rows are, and their sum: on a prompt, and for one token of each sequence."""
-    x, logits = _normal(n_tokens, 512), _normal(n_tokens, 16)
-    weight, down = _normal(16, 2 * 96, 512) / 20, _normal(16, 512, 96) / 10
-    residual, norm = _normal(n_tokens, 512), (_normal(512), 1e-6)
-
-    def prompt() -> list[torch.Tensor]:
-        sent = kernels.group_by_expert(x, logits, 4, True)
-        starts = [0, *sent.ends.tolist()]
-        parts = [sent.rows[starts[k] : starts[k + 1]] @ weight[k].T for k in range(16)]
-        outputs = torch.cat(parts)[:, :512].contiguous()
-        summed = kernels.combine_experts(x[:, :192].contiguous(), outputs, sent.places, sent.shares)
-        return [sent.ends.float(), sent.rows[sent.places], summed]
-
-    def token() -> list[torch.Tensor]:
-        shares, experts = kernels.route(logits, 4, True)
-        inner = kernels.expert_gate_up(x, weight, experts, norm)
-        return [experts.float(), inner, kernels.expert_down(inner, down, experts, shares, residual)]
-
-    for run in (prompt, token) if n_tokens < 100 else (prompt,):
-        for mine, other in zip(*both(run), strict=True):
-            assert _error(mine, other) < 1e-5
-
-
 def test_the_greedy_choice_ties_included() -> None:
     from seats_cli.selection.kernels import greedy_max_min
 

@@ -199,15 +199,15 @@ def _byte_tokenizer(tokens: Sequence[str]) -> Any:
 
 
 def _library_preprocessor(config: Any) -> tuple[PixelStats, MelSpec]:
-    """The constants that Qwen2.5-Omni shares with CLIP and Whisper, as transformers has them."""
-    from transformers import WhisperFeatureExtractor
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    """The constants that a family shares with older models and with Whisper, as transformers has them."""
+    from transformers import WhisperFeatureExtractor, image_utils
 
+    pixels = family_of(config).pixels
     token_area = (config.vision_config.patch_size * config.vision_config.spatial_merge_size) ** 2
     whisper = WhisperFeatureExtractor(feature_size=config.audio_config.num_mel_bins)
     stats = PixelStats(
-        mean=tuple(OPENAI_CLIP_MEAN),
-        std=tuple(OPENAI_CLIP_STD),
+        mean=tuple(getattr(image_utils, f"{pixels}_MEAN")),
+        std=tuple(getattr(image_utils, f"{pixels}_STD")),
         rescale=1 / 255,
         image_min_pixels=4 * token_area,  # 4 and 16384 tokens, as the published checkpoints have it
         image_max_pixels=16384 * token_area,

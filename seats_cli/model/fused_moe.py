@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from seats_cli.model.kernels import (
+from seats_cli.model.expert_kernels import (
     combine_experts,
     expert_down,
     expert_gate_up,
-    group_by_expert,
-    matvec,
     route,
-    silu_mul,
+    rows_by_expert,
 )
+from seats_cli.model.kernels import matvec, silu_mul
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,11 @@ class ExpertMlp:
 
     def added(self, x: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """x + experts(normed), both (S, D)."""
-        logits = functional.linear(normed, self.router)
-        sent = group_by_expert(normed, logits, self.top, self.renormalised)
-        inner = silu_mul(functional.grouped_mm(sent.rows, self.gate_up.transpose(1, 2), offs=sent.ends))
-        outputs = functional.grouped_mm(inner, self.down.transpose(1, 2), offs=sent.ends)
-        return combine_experts(x, outputs, sent.places, sent.shares)
+        shares, experts = route(functional.linear(normed, self.router), self.top, self.renormalised)
+        rows, places, ends = rows_by_expert(normed, experts, len(self.router))
+        inner = silu_mul(functional.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends))
+        outputs = functional.grouped_mm(inner, self.down.transpose(1, 2), offs=ends)
+        return combine_experts(x, outputs, places, shares)
 
     def added_to_token(self, x: torch.Tensor, norm: tuple[torch.Tensor, float]) -> torch.Tensor:
         """x + experts(rms_norm(x)) for one token of each of B sequences, (B, D)."""
