@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from seats_cli.engine import fit
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.decode import DecodeOptions, Generation, answer_log_likelihood
 from seats_cli.engine.encode import EncodedMedia, OnStage, encode, encode_all
+from seats_cli.engine.fit import clip_counts
 from seats_cli.engine.graph import GraphDecoder
-from seats_cli.engine.memory import explained_memory
+from seats_cli.engine.memory import Attempt, explained_memory
 from seats_cli.engine.prefill import Prefilled, prefill
 from seats_cli.engine.together import Sequence
 from seats_cli.errors import MediaRange, UsageError
@@ -37,11 +39,10 @@ from seats_cli.media import (
 )
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.load import load_model
-from seats_cli.model.preprocess import PixelCaps
 from seats_cli.presets import Preset, StageOneWindows, TokenCaps, resolve_model
 from seats_cli.selection.methods import Method, find_method
 from seats_cli.selection.options import Setup, configure
-from seats_cli.selection.plan import ClipCounts, Plan
+from seats_cli.selection.plan import Plan
 
 EMBEDDED_MODEL = "tiny"
 CACHE_ROOM = 1024  # decoded tokens that a layer's cache has room for at first, unless fewer are asked for
@@ -61,6 +62,8 @@ class ModelOptions:
     device: str = "auto"
     dtype: str = "auto"
     load_format: str = "auto"
+    quantize: str = "none"
+    device_map: str = "none"
     revision: str | None = None
     offline: bool = False
     compile: bool = True
@@ -163,6 +166,8 @@ class Session:
                 device=self.options.device,
                 dtype=self.options.dtype,
                 load_format=self.options.load_format,
+                quantize=self.options.quantize,
+                device_map=self.options.device_map,
                 revision=self.options.revision,
                 offline=self.options.offline,
                 fuse=self.options.compile,
@@ -218,25 +223,40 @@ class Session:
         perhaps. Raises as `ask` does.
         """
         options = options or AskOptions()
-        told, warn = on_stage or (lambda *_: None), warn or self._warn
-        with torch.inference_mode(), explained_memory():
-            preset, sampling = self.setup(options).preset, options.sampling
-            clock = Stopwatch(self.adapter.device, wait=not self.adapter.on_one_device)
-            with self._opened(media, sampling, preset, clock, told, warn, opener) as (clip, mtime, shape):
-                for line in (clip.video_used, clip.audio_used):
-                    self._log(line)
-                encoded = encode_all(
-                    self.adapter, clip, shape, clock=clock, on_stage=told,
-                    windows={
-                        "video": preset.windows.video_grids * max(shape.tokens_per_grid, 1),
-                        "audio": preset.windows.audio_tokens,
-                    },
-                    saliency_positions=preset.windows.audio_saliency_positions,
-                )  # fmt: skip
-                self._say_decoder(clip)
-            return ReadClip(
-                media, mtime, clip, shape, encoded, sampling, preset.windows, preset.caps, clock.seconds
+        # Another clip may be decoding in the graph, so its buffers are not given back from here.
+        attempt = Attempt(self.adapter, None)
+        with torch.inference_mode(), explained_memory(attempt.advice):
+            return self._read(
+                media, options, on_stage or (lambda *_: None), warn or self._warn, opener, attempt
             )
+
+    def _read(
+        self,
+        media: str | Path,
+        options: AskOptions,
+        told: OnStage,
+        warn: Callable[[str], None],
+        opener: Opener,
+        attempt: Attempt,
+    ) -> ReadClip:
+        preset, sampling = self.setup(options).preset, options.sampling
+        clock = Stopwatch(self.adapter.device, wait=not self.adapter.on_one_device)
+        with self._opened(media, sampling, preset, clock, told, warn, opener) as (clip, mtime, shape):
+            attempt.at("while encoding")
+            for line in (clip.video_used, clip.audio_used):
+                self._log(line)
+            encoded = encode_all(
+                self.adapter, clip, shape, clock=clock, on_stage=told,
+                windows={
+                    "video": preset.windows.video_grids * max(shape.tokens_per_grid, 1),
+                    "audio": preset.windows.audio_tokens,
+                },
+                saliency_positions=preset.windows.audio_saliency_positions,
+            )  # fmt: skip
+            self._say_decoder(clip)
+        return ReadClip(
+            media, mtime, clip, shape, encoded, sampling, preset.windows, preset.caps, clock.seconds
+        )
 
     def ask(
         self,
@@ -266,7 +286,7 @@ class Session:
         """How likely a given answer is: the mean over its tokens, its end included, of the natural logarithm
         of each one's probability given those before it. Raises as `ask` does."""
         run = self.prefill(media, question, options)
-        with torch.inference_mode(), explained_memory():
+        with torch.inference_mode(), explained_memory(self._answering(run).advice):
             ids = self.adapter.tokenizer.encode(answer, add_special_tokens=False)
             return answer_log_likelihood(self.adapter, run.read, run.prompt.next_position, ids)
 
@@ -286,8 +306,24 @@ class Session:
         """
         options = options or AskOptions()
         options.decoding  # noqa: B018 - impossible values are an error before anything runs
-        with torch.inference_mode(), explained_memory():
-            return self._prefill(media, question, options, on_stage or (lambda *_: None), warn or self._warn)
+        told, attempt = on_stage or (lambda *_: None), Attempt(self.adapter, self.graph)
+        with torch.inference_mode(), explained_memory(attempt.advice):
+            return self._prefill(media, question, options, told, warn or self._warn, attempt)
+
+    def _asked(self, clip: OpenedClip, question: str, options: AskOptions) -> fit.Asked:
+        """What was asked, for estimates."""
+        method = options.method if isinstance(options.method, Method) else find_method(options.method)
+        return fit.Asked(
+            clip_facts(clip, options.start_s), question, method, self.setup(options), options.ratio,
+            options.max_new_tokens, options.system,
+        )  # fmt: skip
+
+    def _answering(self, run: "Run") -> Attempt:
+        """An attempt that begins behind the prefill."""
+        attempt = Attempt(self.adapter, self.graph, cache=run.read.cache)
+        attempt.at("while answering")
+        attempt.asked = self._asked(run.clip, run.question, run.options)
+        return attempt
 
     def _prefill(
         self,
@@ -296,6 +332,7 @@ class Session:
         options: AskOptions,
         on_stage: OnStage,
         warn: Callable[[str], None],
+        attempt: Attempt,
     ) -> "Run":
         adapter = self.adapter
         clock = Stopwatch(adapter.device, wait=not adapter.on_one_device)
@@ -308,6 +345,8 @@ class Session:
             shape,
             source,
         ):
+            attempt.at("while encoding")
+            attempt.asked = self._asked(clip, question, options)
             prompt = adapter.prompt(question, shape, system=options.system)
             plan = method.plan(setup.preset, options.ratio, clip_counts(prompt, shape), setup.options)
             self._check_context(prompt, plan, options.max_new_tokens, warn)
@@ -317,6 +356,7 @@ class Session:
                 saliency_positions=setup.preset.windows.audio_saliency_positions,
             )  # fmt: skip
             self._say_decoder(clip)
+        attempt.at("in the prefill")
         with clock.stage("prefill"):
             cache = LayerCache(adapter.n_layers, room=min(options.max_new_tokens, CACHE_ROOM))
             read = prefill(
@@ -335,22 +375,27 @@ class Session:
         on_stage: OnStage | None = None,
     ) -> Answer:
         """The second half of `ask`: the answer, token by token. Uses up the run."""
-        with torch.inference_mode(), explained_memory():
-            with run.clock.stage("generate"):
-                generation = Generation(
-                    self.adapter,
-                    run.read,
-                    run.prompt.next_position,
-                    run.options.decoding,
-                    clock=run.clock,
-                    graph=self.graph,
-                )
-                for piece in generation:
-                    if on_text is not None:
-                        on_text(piece)
-                    if on_stage is not None:
-                        on_stage("generate", len(generation.token_ids), run.options.max_new_tokens)
-            return self.answer(run, generation)
+        with torch.inference_mode(), explained_memory(self._answering(run).advice):
+            return self._generate(run, on_text, on_stage)
+
+    def _generate(
+        self, run: "Run", on_text: Callable[[str], None] | None, on_stage: OnStage | None
+    ) -> Answer:
+        with run.clock.stage("generate"):
+            generation = Generation(
+                self.adapter,
+                run.read,
+                run.prompt.next_position,
+                run.options.decoding,
+                clock=run.clock,
+                graph=self.graph,
+            )
+            for piece in generation:
+                if on_text is not None:
+                    on_text(piece)
+                if on_stage is not None:
+                    on_stage("generate", len(generation.token_ids), run.options.max_new_tokens)
+        return self.answer(run, generation)
 
     def answer(self, run: "Run", generation: Generation | Sequence) -> Answer:
         """What a finished generation said, with its report."""
@@ -493,6 +538,7 @@ class Session:
             revision=adapter.revision,
             family=adapter.geometry.family,
             parameters=adapter.parameter_count,
+            quantization=adapter.quantization,
             random_weights=adapter.random_weights,
         )
 
@@ -515,28 +561,21 @@ class Run:
 
 def media_shape(adapter: Adapter, clip: OpenedClip, preset: Preset) -> MediaShape:
     """How many tokens the clip becomes, from its counts alone; the preset caps the tokens of a frame."""
-    info, caps = clip.info, preset.caps
+    return fit.media_shape(adapter, clip_facts(clip), preset)
+
+
+def clip_facts(clip: OpenedClip, start_s: float | None = None) -> fit.ClipFacts:
+    """What of an opened clip is looked at, from `start_s` of its file on."""
+    info = clip.info
     if info.kind == "image":
-        return adapter.media_shape(image_size=(info.height, info.width))
-    return adapter.media_shape(
+        return fit.ClipFacts(image_size=(info.height, info.width))
+    return fit.ClipFacts(
         n_frames=len(clip.frame_times_s),
         height=info.height,
         width=info.width,
         sample_fps=clip.sample_fps,
         n_samples=clip.n_samples,
-        caps=PixelCaps(caps.min_per_grid, caps.max_per_grid, caps.total),
-    )
-
-
-def clip_counts(prompt: Prompt, shape: MediaShape) -> ClipCounts:
-    """What planning must know of a laid-out prompt."""
-    layout = prompt.layout
-    return ClipCounts(
-        n_video=layout.n_video,
-        n_audio=layout.n_audio,
-        tokens_per_grid=shape.tokens_per_grid,
-        n_windows=int(layout.window.max()) + 1,
-        n_text=layout.n_text,
+        start_s=start_s or 0.0,
     )
 
 

@@ -62,12 +62,19 @@ def family_adapter(family_path: "Path") -> "Adapter":
 
 
 @pytest.fixture(scope="session")
-def qwen3_adapter(make_checkpoint: "Callable[..., Path]") -> "Adapter":
-    """Qwen3-Omni alone, as `tiny_adapter` is Qwen2.5-Omni."""
-    from seats_cli.model.load import load_model
+def qwen3_path(make_checkpoint: "Callable[..., Path]") -> "Path":
+    """As `tiny_checkpoint_path`, of Qwen3-Omni. Read it only."""
     from tiny_checkpoint import QWEN3
 
-    return load_model(str(make_checkpoint(QWEN3)), device="cpu", dtype="float32")
+    return make_checkpoint(QWEN3)
+
+
+@pytest.fixture(scope="session")
+def qwen3_adapter(qwen3_path: "Path") -> "Adapter":
+    """Qwen3-Omni alone, as `tiny_adapter` is Qwen2.5-Omni."""
+    from seats_cli.model.load import load_model
+
+    return load_model(str(qwen3_path), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")

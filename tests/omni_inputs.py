@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
-from seats_cli.engine.encode import Entering, ModelInput, assemble, text_rows
+from seats_cli.engine.enter import Entering, ModelInput, assemble, text_rows
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.preprocess import PixelCaps
+from seats_cli.model.stock import StockRun
 from seats_cli.selection.layout import AUDIO, VIDEO
 
 TINY_CAPS = PixelCaps(min_tokens=4, max_tokens=30, total_tokens=100000)
@@ -59,6 +60,23 @@ def embed(
         "audio": (prompt.layout.kind == AUDIO).nonzero().squeeze(1),
     }
     return assemble(text_rows(adapter, prompt, picture), prompt.layout, slots, entering)
+
+
+def compare_logits(adapter: Adapter, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One clip of `CLIPS`: our logits (1, S, V) with everything kept, those of transformers' own forward, and
+    what came out of our last layer."""
+    shape, frames, mel, image = make_inputs(adapter, **CLIPS[name])
+    prompt = adapter.prompt("what is the said?", shape)
+    run = StockRun(
+        adapter, prompt, shape,
+        frames=frames if shape.n_video else None,
+        mel=mel if shape.n_audio else None,
+        image=image if shape.n_image else None,
+    )  # fmt: skip
+    with torch.no_grad():
+        stock = adapter.network(**run.inputs).logits
+    hidden = through_all_layers(adapter, prompt, embed(adapter, prompt, shape, frames, mel, image))
+    return adapter.final_logits(hidden), stock, hidden
 
 
 def through_all_layers(adapter: Adapter, prompt: Prompt, given: ModelInput) -> torch.Tensor:

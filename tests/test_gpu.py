@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from seats_cli.demo.write import write_clip
+from seats_cli.model.placement import Placement
 from seats_cli.session import AskOptions, ModelOptions, Session
 
 pytestmark = [
@@ -62,7 +63,10 @@ def test_a_model_spread_over_two_gpus_says_the_same(
 ) -> None:
     path, questions = clip
     one = Session(ModelOptions(device="cuda:0", dtype="float32"))
-    monkeypatch.setattr("seats_cli.model.load.choose_device", lambda *_: "auto")
+    # Room for half of the weights on the first GPU, so that they must be spread.
+    half = int(0.5 * one.adapter.parameter_count * 4)
+    everywhere = Placement(torch.device("cuda", 0), "sequential", {0: half, 1: 2**30})
+    monkeypatch.setattr("seats_cli.model.load.choose_placement", lambda *_, **__: everywhere)
     two = Session(ModelOptions(dtype="float32"))
     devices = {two.adapter.layer_device(i).index for i in range(two.adapter.n_layers)}
     assert devices == {0, 1}

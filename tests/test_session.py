@@ -64,8 +64,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def session(tiny_checkpoint_path: Path) -> Session:
-    return Session(ModelOptions(model=str(tiny_checkpoint_path), device="cpu", dtype="float32"))
+def session(family_path: Path) -> Session:
+    return Session(ModelOptions(model=str(family_path), device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_full_writes_what_the_stock_model_writes(session: Session, files: dict[s
     seen: dict[str, Any] = {}
 
     def listening(adapter: Any, method: Any, plan: Any, embeddings: Any, layout: Any, **rest: Any) -> Any:
-        seen.update(embeddings=embeddings, layout=layout)
+        seen.update(embeddings=embeddings, layout=layout, deepstack=rest["deepstack"])
         return original(adapter, method, plan, embeddings, layout, **rest)
 
     original = session_module.prefill
@@ -144,9 +144,18 @@ def test_full_writes_what_the_stock_model_writes(session: Session, files: dict[s
     thinker = session.adapter._model  # type: ignore[attr-defined]  # the reference needs the stock module itself
     rows, position = seen["embeddings"][None], seen["layout"].position[:, None]
     ids: list[int] = []
+    features: dict[str, Any] = {}
+    if seen["deepstack"] is not None:
+        features["deepstack_visual_embeds"] = seen["deepstack"][:, seen["layout"].kind == 1]
     with torch.inference_mode():
         while len(ids) < 8:
-            hidden = thinker.model.language_model(inputs_embeds=rows, position_ids=position, use_cache=False)
+            if features:
+                mask = torch.zeros(1, rows.shape[1], dtype=torch.bool)
+                mask[0, : len(seen["layout"])] = seen["layout"].kind == 1
+                features["visual_pos_masks"] = mask
+            hidden = thinker.model.language_model(
+                inputs_embeds=rows, position_ids=position, use_cache=False, **features
+            )
             token = int(thinker.lm_head(hidden.last_hidden_state)[0, -1].argmax())
             if token in session.adapter.eos_token_ids:
                 break
@@ -195,6 +204,13 @@ def test_seeds_decide_what_is_sampled(session: Session, files: dict[str, Path]) 
 
 def test_the_seed_also_drives_random_selection(session: Session) -> None:
     assert session.setup(AskOptions(seed=5)).options.seed == 5
+
+
+def test_no_question_at_all(session: Session, files: dict[str, Path]) -> None:
+    """What Qwen3-Omni's Captioner is asked: the sound alone."""
+    tokens = session.ask(files["audio"], "", SHORT).report.tokens
+    assert tokens.before.audio > tokens.after_stage_1.audio > 0
+    assert tokens.generated
 
 
 def test_both_decode_caches(session: Session, files: dict[str, Path]) -> None:
@@ -303,7 +319,8 @@ def test_a_prompt_beyond_the_context_names_the_options(
     assert session.ask(files["video with audio"], QUESTION, replace(SHORT, ratio=0.1)).report.tokens.generated
 
 
-def test_a_range_with_nothing_in_it_is_an_error(session: Session, files: dict[str, Path]) -> None:
+def test_a_range_with_nothing_in_it_is_an_error(tiny_checkpoint_path: Path, files: dict[str, Path]) -> None:
+    session = Session(ModelOptions(model=str(tiny_checkpoint_path), device="cpu", dtype="float32"))
     with pytest.raises(MediaError, match="nothing to see or hear"):
         session.ask(files["audio"], QUESTION, replace(SHORT, start_s=1.0, end_s=1.01))
 
@@ -353,7 +370,7 @@ def test_running_out_of_memory_is_an_error_with_advice_and_the_session_goes_on(
         patch.setattr(session_module, "prefill", fail)
         with pytest.raises(DeviceError, match="out of memory") as caught:
             session.ask(files["audio"], QUESTION, SHORT)
-    assert "--max-frames" in str(caught.value.hint)
+    assert "by estimate --end 0:02" in str(caught.value.hint), "a clip of sound alone, of 5 s"
     assert session.ask(files["audio"], QUESTION, SHORT).text == answered["audio"].text
 
 

@@ -1,24 +1,39 @@
 """How many processes answer at once, and on which device each."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from seats_cli.errors import UsageError
 
 MOST_ON_A_CPU = 8
 SMALL_MODEL = 512 * 2**20  # bytes of weights that every core may hold a copy of
 
 
-def choose_workers(asked: int | None, n_clips: int, device: str, model: str) -> list[str]:
+def choose_workers(asked: int | None, n_clips: int, model: Mapping[str, Any]) -> list[str]:
     """The device of each worker: as many as were asked for, else one a GPU or one a core; at most one a clip.
 
-    On a CPU at most 8, and a single one for a model that is not small: each would hold its own copy.
+    model: keywords of ModelOptions. On a CPU at most 8, and a single one for a model that is not small: each
+    would hold its own copy. A model that is spread over the devices has one worker; UsageError for more.
     """
+    device, spread = model.get("device", "auto"), model.get("device_map", "none")
+    if spread != "none":
+        if asked is not None and asked > 1:
+            raise UsageError(
+                f"--workers {asked} and --device-map {spread} contradict each other: a model that is spread "
+                "over the devices leaves none for another worker",
+                hint="leave out one of them",
+            )
+        return [device]
     n_gpus = _gpus() if device in ("auto", "cuda") else 0
     if n_gpus:
         n = asked or n_gpus
         devices = [f"cuda:{index % n_gpus}" for index in range(n)]
     else:
-        one_a_core = (device == "cpu" or (device == "auto" and not _has_mps())) and _is_small(model)
+        one_a_core = (device == "cpu" or (device == "auto" and not _has_mps())) and _is_small(
+            model.get("model", "tiny")
+        )
         n = asked or (min(cores(), MOST_ON_A_CPU) if one_a_core else 1)
         devices = [device] * n
     devices = devices[: max(1, n_clips)]

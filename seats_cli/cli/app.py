@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from seats_cli import __version__
-from seats_cli.cli import ask, bench, calibrate, demo, doctor, eval, trace
+from seats_cli.cli import ask, bench, calibrate, demo, doctor, eval, plan, trace
 from seats_cli.cli.console import Terminal, printable
 from seats_cli.cli.options import INTERRUPTED
 from seats_cli.errors import SeatsError, unexpected
@@ -54,6 +54,7 @@ def build_app(*, decorated: bool) -> typer.Typer:
     app.callback()(seats)
     about_ask = "Answer a question about video and audio files."
     app.command("ask", cls=ask.AskCommand, short_help=about_ask)(ask.ask)
+    app.command("plan", short_help="Say what an answer would take, without a model.")(plan.plan)
     app.command("bench", short_help="Time answers: all tokens beside each method.")(bench.bench)
     app.command("eval", short_help="Measure how often methods answer right.")(eval.evaluate)
     app.command("trace", short_help="Measure which layers read the clip.")(trace.trace)

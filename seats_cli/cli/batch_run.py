@@ -172,7 +172,7 @@ def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitS
         from seats_cli.batch.team import AnsweringCrew
 
         model = request.model
-        devices = choose_workers(request.workers, n_clips, model["device"], model["model"])
+        devices = choose_workers(request.workers, n_clips, model)
     terminal.detail(f"{counted(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}")
     pace = _pace(terminal, request, n_clips, devices)
     crew = stack.enter_context(

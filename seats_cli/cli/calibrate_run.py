@@ -164,7 +164,7 @@ def gatherer(
     from seats_cli.lab.workers import Crew
 
     model = request.model
-    devices = choose_workers(request.workers, n_clips, model["device"], model["model"])
+    devices = choose_workers(request.workers, n_clips, model)
     if len(devices) > 1:
 
         @contextmanager

@@ -9,6 +9,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,12 @@ from seats_cli.cli.config import default_path
 from seats_cli.cli.console import Table, Terminal
 from seats_cli.cli.tables import human_bytes
 
+# Options of loading that need more, the packages, and the extra that brings them.
+EXTRAS = (
+    ("--device-map", ("accelerate",), "multi-gpu"),
+    ("--quantize 8bit, 4bit", ("accelerate", "bitsandbytes"), "bitsandbytes"),
+    ("--quantize int8, int4, fp8", ("accelerate", "torchao"), "torchao"),
+)
 # Imported one by one, since a package can be installed and still not load (a missing system library).
 PACKAGES = {
     "torch": "torch",
@@ -308,6 +315,10 @@ def conclusions(findings: Sequence[Finding]) -> Iterator[Finding]:
     yield Finding(
         topic, "seats demo", "missing" if writers else "ok", ", ".join(writers) or "can write clips"
     )
+    for option, packages, extra in EXTRAS:
+        absent = [package for package in packages if find_spec(package) is None]
+        value = f'pip install "seats-cli[{extra}]"' if absent else f"{' and '.join(packages)} installed"
+        yield Finding(topic, option, "missing" if absent else "ok", value)
     outdated = [f.name for f in findings if f.state == "untested"]
     if outdated:
         yield Finding(topic, "versions", "untested", f"outside what was tested: {', '.join(outdated)}")

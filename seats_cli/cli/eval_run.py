@@ -85,7 +85,7 @@ def run_sweep(terminal: EvalTerminal, request: EvalRequest) -> int:
             say_size(terminal, request.suite, samples is None)
             tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)
             model = request.model
-            devices = choose_workers(request.workers, len(tasks), model["device"], model["model"])
+            devices = choose_workers(request.workers, len(tasks), model)
         team = finished(file, tasks, request.settings, request.asking, model, devices)
         if team is None:
             team = gather(terminal, request, devices, stack)

@@ -29,6 +29,9 @@ METHOD_NAMES = (
 SCHEDULES = ("auto", "paper", "calibrated")  # of seats_cli.selection.options.ScheduleSource, likewise
 HWACCELS = ("none", "auto", "cuda")  # of seats_cli.media.nvdec.CHOICES, likewise
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Of seats_cli.model.quantize.SCHEMES and seats_cli.model.placement.DEVICE_MAPS, likewise.
+QUANTIZE_NAMES = ("none", "8bit", "4bit", "int8", "int4", "fp8")
+DEVICE_MAPS = ("none", "auto", "balanced", "sequential")
 
 EMBEDDED_MODEL = "tiny"
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
@@ -179,6 +182,29 @@ LoadFormatOption = Annotated[
         envvar="SEATS_LOAD_FORMAT",
         rich_help_panel=MODEL_PANEL,
         help="auto, or dummy: random weights of the model's shape, to try speed and memory without it.",
+    ),
+]
+QuantizeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="SCHEME",
+        parser=one_of(QUANTIZE_NAMES),
+        envvar="SEATS_QUANTIZE",
+        rich_help_panel=MODEL_PANEL,
+        help="Load the decoder's weights in fewer bits: 8bit or 4bit (bitsandbytes), int8, int4 or fp8 "
+        "(torchao). Checkpoints that are quantised already (GPTQ, AWQ) need no option.",
+    ),
+]
+DeviceMapOption = Annotated[
+    str,
+    typer.Option(
+        metavar="MAP",
+        parser=one_of(DEVICE_MAPS),
+        envvar="SEATS_DEVICE_MAP",
+        rich_help_panel=MODEL_PANEL,
+        help="auto, balanced or sequential: spread the weights over all GPUs, and over the host's memory "
+        "what no GPU has room for (needs accelerate). none: one device, or all GPUs where no single one has "
+        "room.",
     ),
 ]
 OfflineOption = Annotated[

@@ -75,7 +75,7 @@ def run_trace(
             tasks = suite_tasks(*request.suite) if samples is None else manifest_tasks(samples)
             tasks = with_fewer_questions(tasks, request.questions)
             model = request.model
-            devices = choose_workers(request.workers, len(tasks), model["device"], model["model"])
+            devices = choose_workers(request.workers, len(tasks), model)
         settings = (request.setting,)
         team = finished(file, tasks, settings, request.tracing, model, devices)
         if team is None:

@@ -12,7 +12,8 @@ import torch
 
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.decode import DecodeOptions, Generation
-from seats_cli.engine.encode import MediaSource, ModelInput, encode
+from seats_cli.engine.encode import MediaSource, encode
+from seats_cli.engine.enter import ModelInput
 from seats_cli.engine.prefill import Prefilled, prefill
 from seats_cli.lab.bench_input import Item
 from seats_cli.lab.settings import Setting

@@ -123,7 +123,8 @@ class MemoryReport:
 
 @dataclass(frozen=True)
 class EnvironmentReport:
-    """What it ran on. `random_weights` means that the answer says nothing about the model."""
+    """What it ran on. `random_weights` means that the answer says nothing about the model; `quantization` is
+    how its weights are quantised, None where they are not."""
 
     seats: str
     python: str
@@ -140,6 +141,7 @@ class EnvironmentReport:
     family: str
     parameters: int
     random_weights: bool
+    quantization: str | None = None
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,7 @@ def environment_report(
     family: str,
     parameters: int,
     random_weights: bool,
+    quantization: str | None = None,
 ) -> EnvironmentReport:
     """This machine, these libraries and that model."""
     return EnvironmentReport(
@@ -285,6 +288,7 @@ def environment_report(
         family=family,
         parameters=parameters,
         random_weights=random_weights,
+        quantization=quantization,
     )
 
 

@@ -184,6 +184,7 @@ class Adapter(ABC):
         attention:      the attention backend's name, as transformers calls it
         pixel_stats, mel_spec: preprocessing constants from the checkpoint's preprocessor_config.json
         notes:          automatic choices made while loading, with their reasons
+        quantization:   how the weights are quantised, in words; None where they are not
         fused:          whether `fuse` found that the fast paths can run, and they do
         position_dtype: of rotary positions: torch.int64, or torch.float32 where the family's may be fractions
     """
@@ -200,6 +201,7 @@ class Adapter(ABC):
     pixel_stats: PixelStats
     mel_spec: MelSpec
     notes: tuple[str, ...]
+    quantization: str | None = None
     fused: bool = False
     position_dtype: torch.dtype = torch.int64
 

@@ -23,6 +23,8 @@ class Family:
     required:   section of the thinker's config ("" is the thinker itself) -> fields that must be stated. The
                 config classes would fill them with defaults that may be another checkpoint's.
     loading:    further arguments of transformers' from_pretrained and _from_config
+    pixels:     name in transformers.image_utils of the means and deviations of pixels, for random weights
+                alone: a checkpoint's preprocessor_config.json states its own
     """
 
     model_type: str
@@ -33,6 +35,7 @@ class Family:
     dummy_ids: Mapping[str, str]
     required: Mapping[str, tuple[str, ...]]
     loading: Mapping[str, Any]
+    pixels: str
 
     @property
     def model_types(self) -> tuple[str, str]:
@@ -125,6 +128,7 @@ FAMILIES = (
             "audio_config": _AUDIO,
         },
         loading={},
+        pixels="OPENAI_CLIP",
     ),
     Family(
         model_type="qwen3_omni_moe",
@@ -157,11 +161,12 @@ FAMILIES = (
                 "num_experts",
                 "num_experts_per_tok",
             ),
-            "vision_config": (*_VISION, "deepstack_visual_indexes", "num_position_embeddings"),
+            "vision_config": (*_VISION, "deepstack_visual_indexes"),
             "audio_config": (*_AUDIO, "n_window_infer", "downsample_hidden_size"),
         },
         # all tokens of all experts in two grouped products, on any device; never an expert at a time
         loading={"experts_implementation": "grouped_mm"},
+        pixels="IMAGENET_STANDARD",
     ),
 )
 SUPPORTED = tuple(f"{family.title} (model_type {' or '.join(family.model_types)})" for family in FAMILIES)

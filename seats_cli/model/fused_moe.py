@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from seats_cli.model.kernels import (
+from seats_cli.model.expert_kernels import (
     combine_experts,
     expert_down,
     expert_gate_up,
-    matvec,
     route,
-    silu_mul,
+    rows_by_expert,
 )
+from seats_cli.model.kernels import matvec, silu_mul
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,10 @@ class ExpertMlp:
     def added(self, x: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """x + experts(normed), both (S, D)."""
         shares, experts = route(functional.linear(normed, self.router), self.top, self.renormalised)
-        of_expert, order = experts.flatten().sort(stable=True)
-        numbers = torch.arange(len(self.router), device=x.device)
-        ends = torch.searchsorted(of_expert, numbers, right=True).to(torch.int32)
-        rows = normed.index_select(0, order // self.top)
+        rows, places, ends = rows_by_expert(normed, experts, len(self.router))
         inner = silu_mul(functional.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends))
         outputs = functional.grouped_mm(inner, self.down.transpose(1, 2), offs=ends)
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order), device=x.device)
-        return combine_experts(x, outputs, places.view_as(experts), shares)
+        return combine_experts(x, outputs, places, shares)
 
     def added_to_token(self, x: torch.Tensor, norm: tuple[torch.Tensor, float]) -> torch.Tensor:
         """x + experts(rms_norm(x)) for one token of each of B sequences, (B, D)."""

@@ -43,7 +43,8 @@ def is_fused(x: torch.Tensor) -> bool:
     return x.is_cuda and has_triton()
 
 
-def _power(n: int, least: int = 1) -> int:
+def power(n: int, least: int = 1) -> int:
+    """The smallest power of two from n up, and from `least` up: the sizes of Triton's blocks."""
     return max(least, 1 << (n - 1).bit_length())
 
 
@@ -51,6 +52,11 @@ def _kernels() -> Any:
     from seats_cli.model import triton_kernels
 
     return triton_kernels
+
+
+def matvec_kernel() -> Any:
+    """The Triton kernel behind `matvec`, which also multiplies by weights that the device chooses."""
+    return _kernels().matvec
 
 
 _compiled: dict[tuple[Any, ...], Any] = {}
@@ -139,7 +145,7 @@ def rms_norm(
     width = x.shape[1]
     launch(
         _kernels().rms_norm, (x.shape[0],),
-        x, weight, offset, out, width, eps, HAS_OFFSET=offset is not None, BLOCK=_power(width),
+        x, weight, offset, out, width, eps, HAS_OFFSET=offset is not None, BLOCK=power(width),
         num_warps=8 if width > 2048 else 4,
     )  # fmt: skip
     return out
@@ -154,7 +160,7 @@ def layer_norm(
         return wide.to(x.dtype)
     out = torch.empty_like(x)
     width = x.shape[1]
-    launch(_kernels().layer_norm, (len(x),), x, weight, bias, offset, out, width, eps, BLOCK=_power(width))
+    launch(_kernels().layer_norm, (len(x),), x, weight, bias, offset, out, width, eps, BLOCK=power(width))
     return out
 
 
@@ -164,7 +170,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     if not is_fused(gate_up):
         return functional.silu(gate_up[:, :width]) * gate_up[:, width:]
     out = gate_up.new_empty(gate_up.shape[0], width)
-    block = min(_power(width), 2048)
+    block = min(power(width), 2048)
     launch(
         _kernels().silu_mul, (out.shape[0], -(-width // block)), gate_up, out, width, BLOCK=block, num_warps=4
     )
@@ -237,12 +243,12 @@ def _rotate(
     norms: HeadNorms | None = None,
 ) -> None:
     n_heads = n_query + 2 * n_key
-    heads = min(_power(n_heads), 16)
+    heads = min(power(n_heads), 16)
     launch(
         _kernels().rotate, (len(qkv), -(-n_heads // heads)),
         qkv, cos, sin, kv, norms and norms.query, norms and norms.key, len(qkv), len(cos), qkv.stride(0),
         norms.eps if norms else 0.0, N_QUERY=n_query, N_KEY=n_key, N_HEADS=n_heads, DIM=head_dim,
-        SPLIT=kv is not None, HAS_NORM=norms is not None, HEADS=heads, HALF=_power(head_dim // 2),
+        SPLIT=kv is not None, HAS_NORM=norms is not None, HEADS=heads, HALF=power(head_dim // 2),
         num_warps=4,
     )  # fmt: skip
 
@@ -260,7 +266,7 @@ def attention_received(qkv: torch.Tensor, n_heads: int, head_dim: int, window: i
     n_windows, n_blocks = -(-n_rows // window), -(-min(window, n_rows) // SALIENCY_BLOCK)
     kernels, scale = _kernels(), head_dim**-0.5
     sizes = {
-        "N_HEADS": n_heads, "DIM": head_dim, "DIM_PAD": _power(head_dim, 16), "BLOCK": SALIENCY_BLOCK,
+        "N_HEADS": n_heads, "DIM": head_dim, "DIM_PAD": power(head_dim, 16), "BLOCK": SALIENCY_BLOCK,
         "num_warps": 4,
     }  # fmt: skip
     rest = (n_rows, window, qkv.stride(0), scale)
@@ -269,91 +275,6 @@ def attention_received(qkv: torch.Tensor, n_heads: int, head_dim: int, window: i
         kernels.attention_received, (n_blocks, n_windows), qkv, qkv[:, width:], lse, received, *rest, **sizes
     )
     return received
-
-
-# ---- experts -------------------------------------------------------------------------------------
-
-
-def route(logits: torch.Tensor, top: int, renormalised: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `top` likeliest experts of each token, and their weights in the sum: logits (S, E), to (S, top) in
-    the logits' dtype and (S, top) int64, likeliest first.
-
-    Weights are probabilities over all experts, or `renormalised` over the chosen ones.
-    """
-    if not is_fused(logits):
-        likely, experts = logits.float().softmax(-1).topk(top, dim=-1)
-        if renormalised:
-            likely = likely / likely.sum(-1, keepdim=True)
-        return likely.to(logits.dtype), experts
-    n_rows, n_experts = logits.shape
-    shares = logits.new_empty(n_rows, top)
-    experts = torch.empty(n_rows, top, dtype=torch.int64, device=logits.device)
-    launch(
-        _kernels().route, (n_rows,),
-        logits, shares, experts, n_experts, TOP=top, TOP_PAD=_power(top), RENORMALISED=renormalised,
-        BLOCK=_power(n_experts), num_warps=1,
-    )  # fmt: skip
-    return shares, experts
-
-
-def combine_experts(
-    x: torch.Tensor, outputs: torch.Tensor, places: torch.Tensor, shares: torch.Tensor
-) -> torch.Tensor:
-    """x (S, D) + the sum over a token's experts of share * output: outputs (S * top, D) in any order, of
-    which row places[s, i] is token s's i-th; shares (S, top)."""
-    if not is_fused(x):
-        return x + (outputs[places].float() * shares[..., None].float()).sum(1).to(x.dtype)
-    out, width = torch.empty_like(x), x.shape[1]
-    block = min(_power(width), 2048)
-    launch(
-        _kernels().combine_experts, (len(x), -(-width // block)),
-        x, outputs, places, shares, out, width, TOP=shares.shape[1], BLOCK=block, num_warps=4,
-    )  # fmt: skip
-    return out
-
-
-def expert_gate_up(
-    x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor, norm: tuple[torch.Tensor, float]
-) -> torch.Tensor:
-    """silu(gate) * up of each of B tokens, x (B, D), in each of its experts (B, top): weight (E, 2 I, D), to
-    (B * top, I).
-
-    norm: as in `matvec`. Only these experts' weights are read.
-    """
-    top, width, inner = experts.shape[1], x.shape[1], weight.shape[1] // 2
-    if not is_fused(x):
-        return silu_mul((weight[experts] @ rms_norm(x, *norm)[:, None, :, None])[..., 0].flatten(0, 1))
-    out = x.new_empty(len(x) * top, inner)
-    rows, block = 16, 512
-    launch(
-        _kernels().matvec, (-(-inner // rows), len(out)),
-        x, norm[0], weight, None, None, experts, out, inner, width, norm[1], HAS_NORM=True, HAS_BIAS=False,
-        HAS_RESIDUAL=False, TOP=top, GATED=True, ROWS=rows, BLOCK=block, WHOLE=_power(width),
-        num_warps=4,
-    )  # fmt: skip
-    return out
-
-
-def expert_down(
-    inner: torch.Tensor,
-    weight: torch.Tensor,
-    experts: torch.Tensor,
-    shares: torch.Tensor,
-    residual: torch.Tensor,
-) -> torch.Tensor:
-    """residual (B, D) + the sum over each token's experts (B, top) of share * weight @ inner: weight
-    (E, D, I), inner (B * top, I), shares (B, top). Only these experts' weights are read."""
-    if not is_fused(inner):
-        outputs = (weight[experts] @ inner.view(*experts.shape, -1, 1))[..., 0]
-        return residual + (outputs.float() * shares[..., None].float()).sum(1).to(residual.dtype)
-    out, n_out = torch.empty_like(residual), weight.shape[1]
-    rows = 4
-    launch(
-        _kernels().expert_down, (-(-n_out // rows), len(residual)),
-        inner, weight, experts, shares, residual, out, n_out, inner.shape[1], TOP=experts.shape[1], ROWS=rows,
-        BLOCK=min(256, _power(inner.shape[1])), num_warps=4,
-    )  # fmt: skip
-    return out
 
 
 # ---- one token a sequence ------------------------------------------------------------------------
@@ -394,7 +315,7 @@ def matvec(
         x, norm[0] if norm else None, weight, bias, residual, None, out, n_out, width,
         norm[1] if norm else 0.0, HAS_NORM=norm is not None, HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None, TOP=0, GATED=gated, ROWS=rows, BLOCK=block,
-        WHOLE=_power(width), num_warps=4,
+        WHOLE=power(width), num_warps=4,
     )  # fmt: skip
     return out
 
@@ -427,12 +348,12 @@ def decode_attention(
             query.transpose(0, 1)[:, :, None], keys, values, attn_mask=seen[:, None, None], enable_gqa=True
         )
         return out.reshape(batch, n_heads * head_dim)
-    kernels, pad = _kernels(), _power(head_dim, 16)
+    kernels, pad = _kernels(), power(head_dim, 16)
     launch(
         kernels.append_token, (n_heads + 2 * n_kv_heads, batch),
         qkv, cos, sin, norms and norms.query, norms and norms.key, keys, values, length, capacity,
         norms.eps if norms else 0.0, N_QUERY=n_heads, N_KEY=n_kv_heads, DIM=head_dim,
-        HAS_NORM=norms is not None, HALF=_power(head_dim // 2), num_warps=1,
+        HAS_NORM=norms is not None, HALF=power(head_dim // 2), num_warps=1,
     )  # fmt: skip
     splits = DECODE_SPLITS if batch < 4 else DECODE_SPLITS // 4  # several sequences fill the device sooner
     part = torch.empty(batch, n_heads, splits, head_dim, dtype=torch.float32, device=qkv.device)
@@ -440,7 +361,7 @@ def decode_attention(
     launch(
         kernels.attend_part, (n_kv_heads, splits, batch),
         qkv, keys, values, length, part, lse, capacity, head_dim**-0.5, N_QUERY=n_heads, N_KEY=n_kv_heads,
-        GROUP_PAD=_power(group, 16), DIM=head_dim, DIM_PAD=pad, SPLITS=splits, BLOCK=DECODE_BLOCK,
+        GROUP_PAD=power(group, 16), DIM=head_dim, DIM_PAD=pad, SPLITS=splits, BLOCK=DECODE_BLOCK,
         num_warps=4,
     )  # fmt: skip
     out = torch.empty(batch, n_heads * head_dim, dtype=qkv.dtype, device=qkv.device)

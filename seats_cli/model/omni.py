@@ -13,9 +13,10 @@ import torch
 
 from seats_cli.errors import ModelError
 from seats_cli.model.adapter import Adapter, Encoded, Geometry, MediaShape, Prompt, Rotary
-from seats_cli.model.fused_modules import can_pack
+from seats_cli.model.fused_modules import said_of_paths, why_not_packed
 from seats_cli.model.fused_text import FusedText
 from seats_cli.model.kernels import has_triton, matvec, rms_norm
+from seats_cli.model.placement import computing_device
 from seats_cli.model.preprocess import (
     MelSpec,
     PixelCaps,
@@ -75,8 +76,10 @@ class OmniAdapter(Adapter):
         self.notes = tuple(notes)
         self.geometry = self.read_geometry(model.config, mel_spec)
         self.dtype = self._text.embed_tokens.weight.dtype
-        self.device = self._text.embed_tokens.weight.device
-        self._layer_devices = [_device(layer) for layer in self._text.layers]
+        self.device = computing_device(self._text.embed_tokens)
+        self._layer_devices = [computing_device(layer) for layer in self._text.layers]
+        self._vision_device = computing_device(self._visual)
+        self._audio_device = computing_device(self._audio)
         self._fast_text: FusedText | None = None
         self._special = read_special_ids(model.config, tokenizer, self.special_tokens)
         self._rule = self.position_rule(self.geometry)
@@ -100,8 +103,12 @@ class OmniAdapter(Adapter):
         """Tokens that so many mel frames become."""
 
     @abstractmethod
-    def _pack(self) -> None:
-        """Pack the weights of both encoders and of the decoder layers for the fast paths."""
+    def _pack_vision(self) -> None:
+        """Pack the vision encoder's weights for its fast path."""
+
+    @abstractmethod
+    def _pack_audio(self) -> None:
+        """Pack the audio encoder's weights for its fast path."""
 
     @abstractmethod
     def _encode_patches(
@@ -126,18 +133,23 @@ class OmniAdapter(Adapter):
     @torch.no_grad()
     def fuse(self) -> str:
         """See `Adapter.fuse`."""
-        if not self._can_pack():
-            return "reference paths: the weights are quantised, offloaded or spread over devices"
-        self._pack()
-        self.fused = True
-        if self.device.type != "cuda":
-            return f"fast paths: packed products and batched windows, on {self.device.type}"
-        return "fast paths: packed products, batched windows, " + (
-            "Triton kernels" if has_triton() else "without Triton's kernels, since it is not installed"
-        )
+        geometry = self.geometry
+        not_text = self._why_not_text()
+        not_seen, not_heard = why_not_packed(self._visual), why_not_packed(self._audio)
+        if not_text is None:
+            self._fast_text = FusedText(
+                self._text.layers, geometry.n_heads, geometry.n_kv_heads, geometry.head_dim
+            )
+        if not_seen is None:
+            self._pack_vision()
+        if not_heard is None:
+            self._pack_audio()
+        self.fused = not (not_text or not_seen or not_heard)
+        return said_of_paths(self.device, decoder=not_text, vision=not_seen, audio=not_heard)
 
-    def _can_pack(self) -> bool:
-        return can_pack(self._text, self._visual, self._audio)
+    def _why_not_text(self) -> str | None:
+        """Why the language model's weights cannot be packed; None where they can."""
+        return why_not_packed(self._text, self._model.lm_head)
 
     @property
     def decodes_in_graph(self) -> bool:
@@ -152,7 +164,8 @@ class OmniAdapter(Adapter):
     @property
     def parameter_count(self) -> int:
         """Parameters materialised (language model and encoders)."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
+        counted: int = self._model.num_parameters()  # knows weights of which a byte holds two
+        return counted
 
     def layer_device(self, index: int) -> torch.device:
         """Where decoder layer `index` computes."""
@@ -245,7 +258,7 @@ class OmniAdapter(Adapter):
         """Normalised patches, in the tower's dtype, of frames of any size."""
         geometry, weight = self.geometry, self._visual.patch_embed.proj.weight
         resized = resize_frames(
-            frames.to(weight.device), (grid[1] * geometry.patch, grid[2] * geometry.patch)
+            frames.to(self._vision_device), (grid[1] * geometry.patch, grid[2] * geometry.patch)
         )
         patches = patchify(
             resized,
@@ -283,13 +296,14 @@ class OmniAdapter(Adapter):
     @torch.no_grad()
     def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
         """See `Adapter.embed_text`."""
-        return self._text.embed_tokens(input_ids.to(self.device))
+        return self._text.embed_tokens(input_ids.to(self.device)).to(self.device)
 
     @torch.no_grad()
     def rotary(self, position: torch.Tensor) -> Rotary:
         """See `Adapter.rotary`."""
         like = torch.empty(0, dtype=self.dtype, device=self.device)
-        return self._text.rotary_emb(like, position.to(self.device)[:, None])
+        cos, sin = self._text.rotary_emb(like, position.to(self.device)[:, None])
+        return cos.to(self.device), sin.to(self.device)
 
     @torch.no_grad()
     def run_layer(
@@ -362,16 +376,8 @@ class OmniAdapter(Adapter):
         """See `Adapter.final_logits`."""
         if last_only:
             hidden = hidden[:, -1:]
-        normed = self._text.norm(hidden.to(self._text.norm.weight.device))
-        return self._model.lm_head(normed.to(self._model.lm_head.weight.device))
-
-
-def _device(module: torch.nn.Module) -> torch.device:
-    """Where a module computes: its weights' device, or the hook's where weights are offloaded."""
-    hook_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    if hook_device is not None:
-        return torch.device(f"cuda:{hook_device}" if isinstance(hook_device, int) else hook_device)
-    return next(module.parameters()).device
+        normed = self._text.norm(hidden.to(computing_device(self._text.norm)))
+        return self._model.lm_head(normed.to(computing_device(self._model.lm_head)))
 
 
 def read_special_ids(config: Any, tokenizer: Any, tokens: Mapping[str, tuple[str, str]]) -> SpecialIds:

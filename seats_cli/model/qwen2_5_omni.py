@@ -11,7 +11,6 @@ from transformers.vision_utils import get_vision_window_index
 
 from seats_cli.model.adapter import AudioBlock, Encoded, Geometry
 from seats_cli.model.fused_audio import FusedAudio
-from seats_cli.model.fused_text import FusedText
 from seats_cli.model.fused_vision import FusedVision
 from seats_cli.model.omni import OmniAdapter
 from seats_cli.model.preprocess import MelSpec, audio_token_count
@@ -55,12 +54,10 @@ class Qwen25OmniAdapter(OmniAdapter):
             merge=geometry.merge,
         )
 
-    def _pack(self) -> None:
-        geometry = self.geometry
-        self._fast_text = FusedText(
-            self._text.layers, geometry.n_heads, geometry.n_kv_heads, geometry.head_dim
-        )
+    def _pack_vision(self) -> None:
         self._fast_vision = FusedVision(self._visual)
+
+    def _pack_audio(self) -> None:
         self._fast_audio = FusedAudio(self._audio)
 
     @property
@@ -118,15 +115,14 @@ class Qwen25OmniAdapter(OmniAdapter):
 
     def _encode_mel(self, mel: torch.Tensor, window: int, with_saliency: bool, start: int) -> Encoded:
         n_tokens = audio_token_count(mel.shape[1])
-        weight = self._audio.conv1.weight
-        features = mel.to(weight.device, weight.dtype)
+        features = mel.to(self._audio_device, self._audio.conv1.weight.dtype)
         if self._fast_audio is not None:
             embeddings, qkv = self._fast_audio(features)
             if not with_saliency:
                 return self._encoded(embeddings, None)
             received = received_from_qkv(qkv, self._fast_audio.n_heads, window)
             return self._encoded(embeddings, _pooled(received, n_tokens))
-        lengths = torch.tensor([mel.shape[1]], device=weight.device)
+        lengths = torch.tensor([mel.shape[1]], device=self._audio_device)
         if not with_saliency:
             return self._encoded(self._audio(features, feature_lens=lengths).last_hidden_state, None)
         attention = self._audio.layers[-1].self_attn

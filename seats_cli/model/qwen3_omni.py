@@ -18,7 +18,6 @@ from seats_cli.model.adapter import AudioBlock, Encoded, Geometry
 from seats_cli.model.fused_audio import FusedConvolvedAudio
 from seats_cli.model.fused_deepstack import FusedDeepstackVision
 from seats_cli.model.fused_moe import is_mixture
-from seats_cli.model.fused_text import FusedText
 from seats_cli.model.omni import OmniAdapter
 from seats_cli.model.preprocess import MelSpec, qwen3_audio_token_count
 from seats_cli.model.prompt import PositionRule
@@ -62,20 +61,22 @@ class Qwen3OmniAdapter(OmniAdapter):
             by_time=True,
         )
 
-    def _can_pack(self) -> bool:
-        return super()._can_pack() and all(
-            type(weight) is nn.Parameter and (weight.device, weight.dtype) == (self.device, self.dtype)
+    def _why_not_text(self) -> str | None:
+        experts = (
+            weight
             for layer in self._text.layers
             if is_mixture(layer.mlp)
             for weight in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj, layer.mlp.gate.weight)
         )
+        reason = super()._why_not_text()
+        if reason is None and any(weight.dtype != self.dtype for weight in experts):
+            return "the weights are of several dtypes"
+        return reason
 
-    def _pack(self) -> None:
-        geometry = self.geometry
-        self._fast_text = FusedText(
-            self._text.layers, geometry.n_heads, geometry.n_kv_heads, geometry.head_dim
-        )
+    def _pack_vision(self) -> None:
         self._fast_vision = FusedDeepstackVision(self._visual)
+
+    def _pack_audio(self) -> None:
         self._fast_audio = FusedConvolvedAudio(self._audio)
 
     @property
@@ -122,8 +123,8 @@ class Qwen3OmniAdapter(OmniAdapter):
         return received.view(-1, self.geometry.merge**2).mean(dim=1)
 
     def _encode_mel(self, mel: torch.Tensor, window: int, with_saliency: bool, start: int) -> Encoded:
-        weight = self._audio.conv2d1.weight
-        features, chunk_lengths = self._chunks(mel.to(weight.device, weight.dtype), start)
+        device = self._audio_device
+        features, chunk_lengths = self._chunks(mel.to(device, self._audio.conv2d1.weight.dtype), start)
         n_tokens, block = qwen3_audio_token_count(mel.shape[1]), self.audio_block.positions
         if self._fast_audio is not None:
             embeddings, qkv = self._fast_audio(features, n_tokens, block)
@@ -134,10 +135,10 @@ class Qwen3OmniAdapter(OmniAdapter):
         with last_input(attention) as seen:
             embeddings = self._audio(
                 padded_feature=features,
-                chunk_lengths=torch.tensor(chunk_lengths, device=weight.device),
-                valid_indices=torch.arange(n_tokens, device=weight.device),  # padding is at the end alone
+                chunk_lengths=torch.tensor(chunk_lengths, device=device),
+                valid_indices=torch.arange(n_tokens, device=device),  # padding is at the end alone
                 cu_seqlens=torch.tensor(
-                    [*range(0, n_tokens, block), n_tokens], dtype=torch.int32, device=weight.device
+                    [*range(0, n_tokens, block), n_tokens], dtype=torch.int32, device=device
                 ),
             ).last_hidden_state
         if not with_saliency:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
-from seats_cli.model.load import quiet_transformers
 from seats_cli.model.preprocess import patchify
+from seats_cli.model.weights import quiet_transformers
 from seats_cli.selection.layout import AUDIO, VIDEO
 
 
@@ -37,6 +37,7 @@ class StockRun:
         self._network, self._device = adapter.network, adapter.device
         self._layout, self._image_slots = prompt.layout, prompt.image_slots
         self._shape = shape
+        self._deepstack: dict[str, Any] = {}  # of the last clip encoded
         geometry = adapter.geometry
         dtype = adapter.dtype
 
@@ -70,18 +71,26 @@ class StockRun:
             }
 
     def encode_video(self) -> torch.Tensor | None:
-        """(n_video, D) by `get_video_features`; for a picture (n_image, D); None without either."""
+        """(n_video, D) by `get_video_features`; for a picture (n_image, D); None without either.
+
+        `prefill` is given the deepstack features among them, where the family has them."""
         if "pixel_values_videos" in self.inputs:
-            return _features(
+            kind, output = (
+                "video",
                 self._network.get_video_features(
                     self.inputs["pixel_values_videos"], self.inputs["video_grid_thw"]
-                )
+                ),
             )
-        if "pixel_values" in self.inputs:
-            return _features(
-                self._network.get_image_features(self.inputs["pixel_values"], self.inputs["image_grid_thw"])
+        elif "pixel_values" in self.inputs:
+            kind, output = (
+                "image",
+                self._network.get_image_features(self.inputs["pixel_values"], self.inputs["image_grid_thw"]),
             )
-        return None
+        else:
+            return None
+        if getattr(output, "deepstack_features", None):
+            self._deepstack = {"mm_encoder_outputs": {kind: output}}
+        return _features(output)
 
     def encode_audio(self) -> torch.Tensor | None:
         """(n_audio, D) by `get_audio_features`; None without sound."""
@@ -109,6 +118,7 @@ class StockRun:
         It also computes the prompt's rotary positions, as in `generate`."""
         encoded = ("pixel_values_videos", "pixel_values", "input_features")
         given = {name: value for name, value in self.inputs.items() if name not in encoded}
+        given |= self._deepstack
         logits = self._network(**given, inputs_embeds=embeddings, use_cache=True).logits
         return logits[0, -1].float()
 

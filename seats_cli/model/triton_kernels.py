@@ -55,21 +55,20 @@ def silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def norm_head(
-    low, high, is_query, turned, q_norm_ptr, k_norm_ptr, col, eps, dtype: tl.constexpr, DIM: tl.constexpr
-):
-    """Both halves of heads (HEADS, HALF) float32 after their root-mean-square norm, rounded to dtype before
-    the weight and after it, as transformers does; values (not `turned`) as they are."""
+def norm_head(low, high, is_query, turned, q_norm_ptr, k_norm_ptr, col, eps, DIM: tl.constexpr):
+    """Both halves of heads (HEADS, HALF) float32 after their root-mean-square norm, rounded to the weight's
+    type before and after it, as transformers does; values (not `turned`) as they are."""
     inside = col < DIM // 2
     scale = 1.0 / tl.sqrt(tl.sum(low * low + high * high, axis=1) / DIM + eps)[:, None]
     q_low = tl.load(q_norm_ptr + col, mask=inside, other=0.0).to(tl.float32)
     k_low = tl.load(k_norm_ptr + col, mask=inside, other=0.0).to(tl.float32)
     q_high = tl.load(q_norm_ptr + DIM // 2 + col, mask=inside, other=0.0).to(tl.float32)
     k_high = tl.load(k_norm_ptr + DIM // 2 + col, mask=inside, other=0.0).to(tl.float32)
-    normed_low = (low * scale).to(dtype).to(tl.float32) * tl.where(is_query, q_low, k_low)
-    normed_high = (high * scale).to(dtype).to(tl.float32) * tl.where(is_query, q_high, k_high)
-    normed_low = normed_low.to(dtype).to(tl.float32)
-    normed_high = normed_high.to(dtype).to(tl.float32)
+    normed_low = (low * scale).to(q_norm_ptr.dtype.element_ty).to(tl.float32)
+    normed_high = (high * scale).to(q_norm_ptr.dtype.element_ty).to(tl.float32)
+    normed_low = (normed_low * tl.where(is_query, q_low, k_low)).to(q_norm_ptr.dtype.element_ty)
+    normed_high = (normed_high * tl.where(is_query, q_high, k_high)).to(q_norm_ptr.dtype.element_ty)
+    normed_low, normed_high = normed_low.to(tl.float32), normed_high.to(tl.float32)
     return tl.where(turned, normed_low, low), tl.where(turned, normed_high, high)
 
 
@@ -93,9 +92,7 @@ def rotate(
     turned = head < N_QUERY + N_KEY
     if HAS_NORM:
         is_query = head < N_QUERY
-        low, high = norm_head(
-            low, high, is_query, turned, q_norm_ptr, k_norm_ptr, col, eps, qkv_ptr.dtype.element_ty, DIM
-        )
+        low, high = norm_head(low, high, is_query, turned, q_norm_ptr, k_norm_ptr, col, eps, DIM)
     place = (row % period) * DIM + col
     cos = tl.load(cos_ptr + place, mask=col < half, other=1.0).to(tl.float32)
     sin = tl.load(sin_ptr + place, mask=col < half, other=0.0).to(tl.float32)
@@ -231,82 +228,6 @@ def matvec(
     tl.store(out_ptr + row, out.to(out_ptr.dtype.element_ty), mask=in_row)
 
 
-@triton.jit
-def route(
-    logits_ptr, share_ptr, expert_ptr, n_experts,
-    TOP: tl.constexpr, TOP_PAD: tl.constexpr, RENORMALISED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One token's TOP likeliest experts and their weights, likeliest first; of equals the first."""
-    row = tl.program_id(0).to(tl.int64)
-    col = tl.arange(0, BLOCK)
-    logits = tl.load(logits_ptr + row * n_experts + col, mask=col < n_experts, other=float("-inf"))
-    left = logits.to(tl.float32)
-    most = tl.max(left, axis=0)
-    everything = tl.sum(tl.exp(left - most), axis=0)
-    place = tl.arange(0, TOP_PAD)
-    chosen = tl.zeros([TOP_PAD], tl.int32)
-    likely = tl.zeros([TOP_PAD], tl.float32)
-    for i in tl.static_range(TOP):
-        best = tl.max(left, axis=0)
-        expert = tl.min(tl.where(left == best, col, BLOCK), axis=0)
-        chosen = tl.where(place == i, expert, chosen)
-        likely = tl.where(place == i, tl.exp(best - most), likely)
-        left = tl.where(col == expert, float("-inf"), left)
-    total = tl.sum(likely, axis=0) if RENORMALISED else everything
-    to = row * TOP + place
-    tl.store(share_ptr + to, (likely / total).to(share_ptr.dtype.element_ty), mask=place < TOP)
-    tl.store(expert_ptr + to, chosen.to(tl.int64), mask=place < TOP)
-
-
-@triton.jit
-def combine_experts(
-    x_ptr, output_ptr, place_ptr, share_ptr, out_ptr, width, TOP: tl.constexpr, BLOCK: tl.constexpr
-):
-    """A block of one token's row: x + sum of share * output over its experts, whose rows `place` names."""
-    row = tl.program_id(0).to(tl.int64)
-    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = col < width
-    total = tl.zeros([BLOCK], tl.float32)
-    for i in tl.static_range(TOP):
-        place = tl.load(place_ptr + row * TOP + i)
-        share = tl.load(share_ptr + row * TOP + i).to(tl.float32)
-        total += tl.load(output_ptr + place * width + col, mask=inside, other=0.0).to(tl.float32) * share
-    x = tl.load(x_ptr + row * width + col, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * width + col, (x + total).to(out_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def expert_down(
-    inner_ptr, weight_ptr, expert_ptr, share_ptr, residual_ptr, out_ptr, n_out, width,
-    TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """ROWS of residual + sum over one token's experts of share * weight @ inner; bound by reading weights."""
-    token = tl.program_id(1).to(tl.int64)
-    inner_ptr += token * TOP * width
-    expert_ptr += token * TOP
-    share_ptr += token * TOP
-    residual_ptr += token * n_out
-    out_ptr += token * n_out
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    in_row = row < n_out
-    total = tl.zeros([ROWS, BLOCK], tl.float32)
-    for i in tl.static_range(TOP):
-        expert = tl.load(expert_ptr + i).to(tl.int64)
-        share = tl.load(share_ptr + i).to(tl.float32)
-        at = weight_ptr + (expert * n_out + row)[:, None] * width
-        for first in range(0, width, BLOCK):
-            col = first + tl.arange(0, BLOCK)
-            in_col = col < width
-            x = tl.load(inner_ptr + i * width + col, mask=in_col, other=0.0).to(tl.float32) * share
-            weight = tl.load(
-                at + col[None, :], mask=in_row[:, None] & in_col[None, :], other=0.0,
-                eviction_policy="evict_first",
-            )  # fmt: skip
-            total += weight.to(tl.float32) * x[None, :]
-    out = tl.sum(total, axis=1) + tl.load(residual_ptr + row, mask=in_row, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row, out.to(out_ptr.dtype.element_ty), mask=in_row)
-
-
 @triton.jit(do_not_specialize=["capacity"])
 def append_token(
     qkv_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr, key_ptr, value_ptr, length_ptr, capacity, eps,
@@ -330,9 +251,16 @@ def append_token(
     turned = head < N_QUERY + N_KEY
     if HAS_NORM:
         wide_low, wide_high = norm_head(
-            low[None, :], high[None, :], head < N_QUERY, turned, q_norm_ptr, k_norm_ptr, col[None, :], eps,
-            qkv_ptr.dtype.element_ty, DIM,
-        )  # fmt: skip
+            low[None, :],
+            high[None, :],
+            head < N_QUERY,
+            turned,
+            q_norm_ptr,
+            k_norm_ptr,
+            col[None, :],
+            eps,
+            DIM,
+        )
         low = tl.reshape(wide_low, [HALF])
         high = tl.reshape(wide_high, [HALF])
     cos = tl.load(cos_ptr + col, mask=inside, other=1.0).to(tl.float32)

@@ -129,3 +129,11 @@ def test_a_gpu_without_a_checkpoint_and_the_reverse() -> None:
     model = Finding("models", "Qwen/Qwen2.5-Omni-3B", "ok", "9 GiB")
     for findings, state in (([gpu], "missing"), ([model], "missing"), ([gpu, model], "ok")):
         assert by_name(list(doctor.conclusions(findings)))["seats ask, Qwen-Omni"].state == state
+
+
+def test_options_that_need_more_are_told_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "torchao" else object())
+    said = {finding.name: finding for finding in doctor.conclusions([])}
+    assert said["--device-map"].state == "ok"
+    assert said["--quantize int8, int4, fp8"].state == "missing"
+    assert said["--quantize int8, int4, fp8"].value == 'pip install "seats-cli[torchao]"'

@@ -99,12 +99,14 @@ def masked_forward(
     alive_per_layer: Sequence[torch.Tensor],
     answer_sees: Sequence[torch.Tensor] | None = None,
     n_answer: int = 0,
+    deepstack: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits (n_answer + 1, V) of the prompt's last token and the answer's, by masking the full sequence.
 
     `language_model` and `head` are stock modules. In each layer a token attends to earlier ones that it
     processes: `alive_per_layer` (P,) bool over the prompt. Answer tokens (the last `n_answer`) attend to the
-    prompt tokens in `answer_sees` (per layer) instead.
+    prompt tokens in `answer_sees` (per layer) instead. `deepstack` (E, P, D) is added behind the first
+    layers.
     """
     n = embeddings.shape[0]
     n_prompt = n - n_answer
@@ -121,4 +123,6 @@ def masked_forward(
         )  # rows of dropped tokens must not be empty; nobody reads them
         mask = torch.zeros(n, n).masked_fill(~allowed, torch.finfo(torch.float32).min)
         hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotary)
+        if deepstack is not None and i < len(deepstack):
+            hidden = hidden + deepstack[i]
     return head(language_model.norm(hidden))[0, n_prompt - 1 :]

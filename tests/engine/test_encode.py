@@ -11,7 +11,8 @@ import torch
 
 from masked_reference import scripted_plan
 from seats_cli.engine import encode as encode_module
-from seats_cli.engine.encode import ModelInput, encode
+from seats_cli.engine.encode import encode
+from seats_cli.engine.enter import ModelInput
 from seats_cli.engine.prefill import prefill
 from seats_cli.errors import MediaError
 from seats_cli.measure.clock import Stopwatch
@@ -94,6 +95,12 @@ class KeepSome(Method):
         return Kept(index[chosen], tokens.embeddings[chosen])
 
 
+@pytest.fixture(scope="module")
+def tiny_adapter(family_adapter: Adapter) -> Adapter:
+    """What reads and cuts a clip is the same for every family, and so are its tests."""
+    return family_adapter
+
+
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
     with torch.inference_mode():
@@ -115,11 +122,19 @@ def _prepare(adapter: Adapter, clip: Arrays) -> tuple[MediaShape, Prompt, Plan]:
         )
     prompt = adapter.prompt(QUESTION, shape)
     plan = scripted_plan(adapter.n_layers, prompt.layout, (), "layerwise")
-    return shape, prompt, replace(plan, video_window=2 * max(1, shape.tokens_per_grid), audio_window=50)
+    window = round(2 * adapter.geometry.audio_tokens_per_s)
+    return shape, prompt, replace(plan, video_window=2 * max(1, shape.tokens_per_grid), audio_window=window)
+
+
+def _two_seconds(adapter: Adapter) -> int:
+    """Positions of the audio encoder."""
+    block = adapter.audio_block
+    return 200 * block.positions // block.frames
 
 
 def _encode(adapter: Adapter, clip: Arrays, method: Method, **kwargs: Any) -> ModelInput:
     shape, prompt, plan = _prepare(adapter, clip)
+    kwargs.setdefault("saliency_positions", _two_seconds(adapter))
     return encode(adapter, method, plan, clip, prompt, shape, **kwargs)
 
 
@@ -163,7 +178,7 @@ def test_full_tokens_equal_the_stock_model(tiny_adapter: Adapter, name: str) -> 
     clip = CLIPS[name]
     given = _encode(tiny_adapter, clip, KeepAll())
     _, prompt, plan = _prepare(tiny_adapter, clip)
-    result = prefill(tiny_adapter, KeepAll(), plan, given.embeddings, given.layout)
+    result = prefill(tiny_adapter, KeepAll(), plan, given.embeddings, given.layout, deepstack=given.deepstack)
     expected = _stock_logits(tiny_adapter, clip)
     torch.testing.assert_close(result.logits, expected, atol=1e-4, rtol=0)
     assert torch.equal(given.kept, torch.arange(len(prompt)))
@@ -184,15 +199,23 @@ def test_stage_one_equals_the_stock_model_over_the_kept_tokens(tiny_adapter: Ada
     assert some.layout.n_text == prompt.layout.n_text  # text is never dropped
 
     thinker = tiny_adapter._model  # type: ignore[attr-defined]
+    features: dict[str, Any] = {}
+    if whole.deepstack is not None:
+        seen = prompt.layout.kind[kept] == 1
+        features = {
+            "visual_pos_masks": seen[None],
+            "deepstack_visual_embeds": whole.deepstack[:, kept][:, seen],
+        }
     out = thinker.model.language_model(
         inputs_embeds=whole.embeddings[kept][None],
         position_ids=prompt.layout.position[:, None, kept],
         use_cache=False,
+        **features,
     )
     expected = thinker.lm_head(out.last_hidden_state)[0, -1]
-    result = prefill(tiny_adapter, KeepSome(), plan, some.embeddings, some.layout)
+    result = prefill(tiny_adapter, KeepSome(), plan, some.embeddings, some.layout, deepstack=some.deepstack)
     torch.testing.assert_close(result.logits, expected, atol=1e-4, rtol=0)
-    full = prefill(tiny_adapter, KeepAll(), plan, whole.embeddings, whole.layout)
+    full = prefill(tiny_adapter, KeepAll(), plan, whole.embeddings, whole.layout, deepstack=whole.deepstack)
     assert (result.logits - full.logits).abs().max() > 1e-2
 
 
@@ -208,6 +231,9 @@ def test_how_the_clip_is_cut_changes_nothing(
     pieces = _encode(tiny_adapter, clip, method)
     torch.testing.assert_close(pieces.embeddings, at_once.embeddings, atol=1e-5, rtol=1e-5)
     assert torch.equal(pieces.kept, at_once.kept)
+    assert (pieces.deepstack is None) == (not tiny_adapter.geometry.deepstack_layers)
+    if pieces.deepstack is not None:
+        torch.testing.assert_close(pieces.deepstack, at_once.deepstack, atol=1e-5, rtol=1e-5)
 
 
 def test_batches_are_whole_windows_and_carry_saliency_and_layout(
@@ -224,10 +250,13 @@ def test_batches_are_whole_windows_and_carry_saliency_and_layout(
     monkeypatch.setattr(encode_module, "FRAMES_AT_ONCE", 8)
     monkeypatch.setattr(encode_module, "AUDIO_S_AT_ONCE", 4.0)
     shape, prompt, plan = _prepare(tiny_adapter, clip)
-    encode(tiny_adapter, Listening(), replace(plan, needs_saliency=True), clip, prompt, shape)
+    encode(
+        tiny_adapter, Listening(), replace(plan, needs_saliency=True), clip, prompt, shape,
+        saliency_positions=_two_seconds(tiny_adapter),
+    )  # fmt: skip
     for kind, window, total, code in (
         ("video", plan.video_window, shape.n_video, 1),
-        ("audio", 50, shape.n_audio, 2),
+        ("audio", plan.audio_window, shape.n_audio, 2),
     ):
         mine = [tokens for tokens in seen if tokens.kind == kind]
         assert len(mine) > 1

@@ -10,7 +10,7 @@ import pytest
 from lab.sweeping import ASKING, SETTINGS, run, timeless
 from seats_cli.batch import devices as workers
 from seats_cli.batch.devices import choose_workers, shared_gpu
-from seats_cli.errors import ModelError
+from seats_cli.errors import ModelError, UsageError
 from seats_cli.lab.records import Record
 from seats_cli.lab.sweep import ClipTask, Listener
 from seats_cli.lab.workers import Crew
@@ -46,15 +46,23 @@ def test_how_many_workers_and_where(
     monkeypatch.setattr(workers, "_gpus", lambda: gpus)
     monkeypatch.setattr(workers, "_has_mps", lambda: False)
     monkeypatch.setattr(workers, "cores", lambda: 4)
-    assert choose_workers(asked, n_clips, device, model) == expected
+    assert choose_workers(asked, n_clips, {"device": device, "model": model}) == expected
+
+
+def test_a_model_spread_over_the_gpus_has_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_gpus", lambda: 2)
+    spread = {"device": "auto", "device_map": "auto", "model": "omni-7b"}
+    assert choose_workers(None, 40, spread) == choose_workers(1, 40, spread) == ["auto"]
+    with pytest.raises(UsageError, match="--workers 2 and --device-map auto contradict"):
+        choose_workers(2, 40, spread)
 
 
 def test_a_checkpoint_is_small_by_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "cores", lambda: 4)
     (tmp_path / "a.safetensors").write_bytes(b"x" * 100)
-    assert len(choose_workers(None, 9, "cpu", str(tmp_path))) == 4
+    assert len(choose_workers(None, 9, {"device": "cpu", "model": str(tmp_path)})) == 4
     monkeypatch.setattr(workers, "SMALL_MODEL", 99)
-    assert len(choose_workers(None, 9, "cpu", str(tmp_path))) == 1
+    assert len(choose_workers(None, 9, {"device": "cpu", "model": str(tmp_path)})) == 1
 
 
 def crew(path: Path, n: int, told: list[str]) -> Crew:

@@ -56,7 +56,7 @@ SCHEMA: dict[str, Any] = {
     "environment": {
         "seats": str, "python": str, "torch": str, "transformers": str, "av": str, "platform": str,
         "device": str, "device_name": str, "dtype": str, "attention": str, "model": str, "revision": str,
-        "family": str, "parameters": int, "random_weights": bool,
+        "family": str, "parameters": int, "random_weights": bool, "quantization": type(None),
     },
     "options": {"ratio": float},
 }  # fmt: skip

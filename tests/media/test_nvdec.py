@@ -137,10 +137,12 @@ def test_a_first_frame_that_differs_is_refused(clip_file, gpu, lines):
 
 def test_frames_that_the_gpu_drops_come_from_the_cpu(clip_file, gpu, lines, monkeypatch):
     path, _ = clip_file("plain.mp4")
-    monkeypatch.setattr(
-        video_module, "decode", lambda packet: gpu.decode(packet) if gpu.at < 40 else gpu.decode(packet)[:0]
-        if any(packet.stream.container is one for one in gpu.containers) else decode(packet),
-    )  # fmt: skip
+
+    def until_40(packet, guard):
+        on_gpu = any(packet.stream.container is one for one in gpu.containers)
+        return gpu.decode(packet, guard)[:0] if on_gpu and gpu.at >= 40 else gpu.decode(packet, guard)
+
+    monkeypatch.setattr(video_module, "decode", until_40)
     clip, frames = read(path, GPU, lines.append)
     assert np.array_equal(frames, read(path, VideoDecoding())[1])
     assert clip.frames_replaced == 0

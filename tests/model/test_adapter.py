@@ -1,7 +1,6 @@
 """The network, run part by part, against transformers' own forward on the same tiny checkpoint in float32."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from omni_inputs import CLIPS, embed, make_inputs, through_all_layers
+from omni_inputs import CLIPS, compare_logits, embed, make_inputs
 from seats_cli.model.adapter import Adapter, Encoded
 from seats_cli.model.load import load_model
 from seats_cli.model.preprocess import patchify
 from seats_cli.model.saliency import attention_received
-from seats_cli.model.stock import StockRun
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +23,9 @@ def reference(family_path: Path) -> Adapter:
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_logits_equal_transformers(
-    name: str, reference: Adapter, record_property: Callable[[str, object], None]
-) -> None:
-    shape, frames, mel, image = make_inputs(reference, **CLIPS[name])
-    prompt = reference.prompt("what is the said?", shape)
-    run = StockRun(
-        reference, prompt, shape,
-        frames=frames if shape.n_video else None,
-        mel=mel if shape.n_audio else None,
-        image=image if shape.n_image else None,
-    )  # fmt: skip
-    with torch.no_grad():
-        stock = reference.network(**run.inputs).logits
-    hidden = through_all_layers(reference, prompt, embed(reference, prompt, shape, frames, mel, image))
-    ours = reference.final_logits(hidden)
-    record_property("max error", float((ours - stock).abs().max()))
+def test_logits_equal_transformers(name: str, reference: Adapter) -> None:
+    """`conformance_matrix.py` prints the errors."""
+    ours, stock, hidden = compare_logits(reference, name)
     assert stock.abs().max() > 1.0, "logits too small for this comparison to mean anything"
     torch.testing.assert_close(ours, stock, atol=1e-4, rtol=0)
     last = reference.final_logits(hidden, last_only=True)
@@ -120,10 +105,10 @@ def test_encoding_by_windows_equals_encoding_at_once(family_adapter: Adapter) ->
         assert whole.deepstack.shape == (2, shape.n_video, 64)
         features = [part.deepstack for part in parts if part.deepstack is not None]
         torch.testing.assert_close(torch.cat(features, dim=1), whole.deepstack, atol=1e-5, rtol=1e-4)
-    # the sound's last piece is shorter than a chunk of the convolutions
+    # the sound's last piece is a part of one chunk of the convolutions
     _, _, mel, _ = make_inputs(family_adapter, **CLIPS["odd rate"])
-    block = family_adapter.audio_block
-    assert mel.shape[1] % block.frames % 100
+    mel, block = mel[:, :437], family_adapter.audio_block
+    assert mel.shape[1] % block.frames == 37
     whole = family_adapter.encode_audio(mel, window=block.positions)
     parts = [
         family_adapter.encode_audio(mel[:, i : i + block.frames], window=block.positions, start=i)
@@ -266,6 +251,72 @@ def test_audio_saliency_equals_the_obvious(n_frames: int, tiny_adapter: Any) -> 
     torch.testing.assert_close(
         encoded.saliency, received[: 2 * n_tokens].view(-1, 2).mean(1), atol=1e-6, rtol=1e-4
     )
+
+
+def test_qwen3s_video_saliency_equals_the_obvious(qwen3_adapter: Any) -> None:
+    """The last block rebuilt by hand: each grid's patches block by block, each with its own angles."""
+    shape, frames, _, _ = make_inputs(qwen3_adapter, n_frames=6, height=32 * 5, width=32 * 6, sample_fps=2.0)
+    grid = shape.video_grid
+    assert grid == (3, 10, 12)
+    encoded = qwen3_adapter.encode_video(frames, grid)
+    visual = qwen3_adapter._visual
+    patches = patchify(frames, qwen3_adapter.pixel_stats, patch=16, temporal_patch=2, merge=2)
+    states: list[torch.Tensor] = []
+    handle = visual.blocks[-2].register_forward_hook(lambda _m, _i, out: states.append(out))
+    with torch.no_grad():
+        output = visual(patches, grid_thw=torch.tensor([grid]))
+        handle.remove()
+        block = visual.blocks[-1]
+        qkv = block.attn.qkv(block.norm1(states[0])).view(-1, 3, 2, 16)
+    torch.testing.assert_close(encoded.embeddings, output.pooler_output, atol=1e-5, rtol=1e-4)
+    for mine, other in zip(encoded.deepstack, output.deepstack_features, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+    places = [
+        (t, row + dy, column + dx)
+        for t in range(3)
+        for row in range(0, 10, 2)
+        for column in range(0, 12, 2)
+        for dy in (0, 1)
+        for dx in (0, 1)
+    ]
+    query, key = (
+        torch.stack([rotate(qkv[i, part], patch_angles(place, 16)) for i, place in enumerate(places)])
+        for part in (0, 1)
+    )
+    received = torch.zeros(len(places))
+    for start in range(0, len(places), 240):
+        window = slice(start, min(start + 240, len(places)))
+        for head in range(2):
+            weights = (query[window, head] @ key[window, head].T / 4).softmax(-1)
+            received[window] += weights.sum(0) / 2
+    torch.testing.assert_close(encoded.saliency, received.view(-1, 4).mean(1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n_frames", [3, 99, 100, 250, 433, 863])
+@pytest.mark.parametrize("window", [26, 52])
+def test_qwen3s_audio_saliency_equals_the_obvious(window: int, n_frames: int, qwen3_adapter: Any) -> None:
+    """No pooling: a position is a token. Windows of 2 s, and the published ones."""
+    mel = torch.randn(128, n_frames, generator=torch.Generator().manual_seed(n_frames))
+    encoded = qwen3_adapter.encode_audio(mel, window=window)
+    tower = qwen3_adapter._audio
+    states: list[torch.Tensor] = []
+    handle = tower.layers[-2].register_forward_hook(lambda _m, _i, out: states.append(out[0]))
+    with torch.no_grad():
+        output = tower(mel, feature_lens=torch.tensor([n_frames])).last_hidden_state
+        handle.remove()
+        layer = tower.layers[-1]
+        normed = layer.self_attn_layer_norm(states[0])
+        query, key = (
+            project(normed).view(-1, 2, 16) for project in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+        )
+    torch.testing.assert_close(encoded.embeddings, output, atol=1e-5, rtol=1e-4)
+    received = torch.zeros(len(query))
+    for start in range(0, len(query), window):
+        part = slice(start, min(start + window, len(query)))
+        for head in range(2):
+            received[part] += (query[part, head] @ key[part, head].T / 4).softmax(-1).sum(0) / 2
+    assert len(encoded.saliency) == qwen3_adapter.media_shape(n_samples=160 * n_frames).n_audio
+    torch.testing.assert_close(encoded.saliency, received, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("n_frames", [0, 1, 2])

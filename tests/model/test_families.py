@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from omni_inputs import CLIPS, make_inputs
 from seats_cli.errors import ModelError, PlanError
 from seats_cli.model.adapter import Adapter
 from seats_cli.model.checkpoint import Checkpoint
 from seats_cli.model.dummy import _preset_config
 from seats_cli.model.families import FAMILIES, Family, family_of
 from seats_cli.model.load import load_model, read_thinker_config
+from seats_cli.model.stock import StockRun
 from tiny_checkpoint import QWEN3, TinySpec
 
 STATED = [
@@ -83,6 +85,27 @@ def test_every_layout_holds_the_same_network(
     assert adapter.geometry == whole.geometry
 
 
+def test_each_family_has_its_own_means_rate_and_factor(tiny_adapter: Adapter, qwen3_adapter: Adapter) -> None:
+    assert qwen3_adapter.pixel_stats.mean == (0.5, 0.5, 0.5)
+    assert tiny_adapter.pixel_stats.mean != qwen3_adapter.pixel_stats.mean
+    clip = {"n_frames": 120, "height": 720, "width": 1280, "sample_fps": 1.967}
+    ours = qwen3_adapter.media_shape(**clip)
+    assert ours.video_grid == (60, 18, 32), "the same tokens as 14-pixel patches, of larger frames"
+    assert ours == tiny_adapter.media_shape(**clip)
+    assert ours.seconds_per_grid == 2 / 1.967, "the rate at which frames were really sampled"
+    assert (tiny_adapter.geometry.pixel_factor, qwen3_adapter.geometry.pixel_factor) == (28, 32)
+    assert (tiny_adapter.audio_block.tokens, qwen3_adapter.audio_block.tokens) == (50, 52)
+
+
+def test_sound_is_never_cut(family_adapter: Adapter) -> None:
+    """Preprocessor configs name 30 or 300 s as the longest clip; 400 s are all heard."""
+    per_s = {"qwen2_5_omni": 25, "qwen3_omni_moe": 13}[family_adapter.geometry.family]
+    assert family_adapter.geometry.audio_tokens_per_s == per_s
+    shape = family_adapter.media_shape(n_samples=400 * 16000)
+    assert (shape.n_audio, shape.audio_frames) == (400 * per_s, 40000)
+    assert len(family_adapter.encode_audio(torch.randn(128, 40000), saliency=False)) == 400 * per_s
+
+
 def test_experts_run_as_grouped_products(qwen3_adapter: Adapter) -> None:
     """Never an expert at a time: transformers' loop over experts is what its default forward does."""
     text = qwen3_adapter.network.config.text_config
@@ -113,6 +136,16 @@ def test_presets_build_on_meta(name: str, billions: float) -> None:
         network = family_of(config).network_class()(config)
     total = sum(parameter.numel() for parameter in network.parameters())
     assert total / 1e9 == pytest.approx(billions, abs=0.05)
+
+
+def test_the_stock_prefill_has_the_deepstack(qwen3_adapter: Adapter) -> None:
+    """Encoded first and read then, as the benchmark times it, or all in one forward."""
+    shape, frames, mel, _ = make_inputs(qwen3_adapter, **CLIPS["video and audio"])
+    run = StockRun(qwen3_adapter, qwen3_adapter.prompt("x", shape), shape, frames=frames, mel=mel)
+    with torch.no_grad():
+        whole = qwen3_adapter.network(**run.inputs).logits[0, -1]
+        parts = run.prefill(run.embed(run.encode_video(), run.encode_audio()))
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
 
 
 def test_the_30b_is_what_its_config_says() -> None:

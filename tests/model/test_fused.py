@@ -1,5 +1,6 @@
 """The fast paths against transformers' own modules, which the same adapter runs when it is not fused."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.decode import decode_step
 from seats_cli.model.adapter import Adapter
-from seats_cli.model.fused_modules import can_pack, pack_rows, pad_columns
+from seats_cli.model.fused_modules import pack_rows, pad_columns, why_not_packed
 from seats_cli.model.load import load_model
 
 
@@ -185,6 +186,31 @@ def test_what_is_no_plain_linear_layer_is_not_packed(tiny_checkpoint_path: Path)
     adapter = _load(tiny_checkpoint_path, fuse=False)
     old = adapter._text.layers[0].mlp.up_proj
     adapter._text.layers[0].mlp.up_proj = Quantised(old.in_features, old.out_features, bias=False)
-    assert not can_pack(adapter._text)
-    assert adapter.fuse().startswith("reference paths")
+    assert why_not_packed(adapter._text) == "the weights are quantised"
+    assert adapter.fuse() == (
+        "fast paths: packed products and batched windows, on cpu; reference paths (decoder: the weights are "
+        "quantised)"
+    )
     assert not adapter.fused
+    assert adapter._fast_text is None
+    assert adapter._fast_vision is not None
+    assert adapter._fast_audio is not None
+    assert not adapter.decodes_in_graph
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            lambda m: m.register_buffer("qweight", torch.zeros(2, dtype=torch.int32)),
+            "the weights are quantised",
+        ),
+        (lambda m: setattr(m[1], "weight", nn.Parameter(m[1].weight.to("meta"))), "weights are offloaded"),
+        (lambda m: m[1].to(torch.float16), "the weights are of several dtypes"),
+        (lambda m: None, None),
+    ],
+)
+def test_why_weights_are_not_packed(change: Callable[[nn.Module], Any], why: str | None) -> None:
+    modules = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    change(modules)
+    assert why_not_packed(modules) == why

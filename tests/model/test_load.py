@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as hf_logging
 
 from seats_cli.errors import DeviceError, ModelError, UsageError
-from seats_cli.model import load
-from seats_cli.model.load import choose_device, choose_dtype, load_model
+from seats_cli.model import placement
+from seats_cli.model.load import load_model
+from seats_cli.model.placement import Placement, choose_dtype, choose_placement
 from tiny_checkpoint import TinySpec
 
 MakeCheckpoint = Callable[..., Path]
@@ -205,7 +206,6 @@ def test_foreign_families_and_incomplete_configs(copy: Callable[..., Path]) -> N
         (lambda c: c["thinker_config"].pop("vision_config"), "lacks `vision_config`"),
         (lambda c: c["thinker_config"].pop("vision_start_token_id"), "lacks `vision_start_token_id`"),
         (lambda c: c["thinker_config"]["text_config"].update(hidden_size="wide"), "not valid"),
-        (lambda c: c.update(quantization_config={"bits": 4}), "quantised"),
     ):
         config.write_text(whole)
         edit(config, change)
@@ -296,23 +296,57 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, *free_gib: float) -> None:
 
 def test_device_is_chosen_by_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    billion = 10**9
+    gib = 2**30
     pretend_gpus(monkeypatch, 10, 80, 80)
-    assert choose_device("auto", 2 * billion, "auto", said.append) == torch.device("cuda", 0)
-    assert choose_device("auto", 9 * billion, "auto", said.append) == torch.device("cuda", 1)
-    assert choose_device("cuda", 2 * billion, "auto", said.append) == torch.device("cuda", 0)
+
+    def choose(device: str, n_gib: float) -> Placement:
+        return choose_placement(device, "none", n_gib * gib, said.append)
+
+    assert choose("auto", 4) == Placement(torch.device("cuda", 0))
+    assert choose("auto", 18) == Placement(torch.device("cuda", 1))
+    assert choose("cuda", 4) == Placement(torch.device("cuda", 0))
     with pytest.raises(DeviceError, match=r"cuda:0 has 10\.0 GiB free"):
-        choose_device("cuda:0", 9 * billion, "auto", said.append)
+        choose("cuda:0", 18)
     with pytest.raises(DeviceError, match="there is no cuda:7"):
-        choose_device("cuda:7", billion, "auto", said.append)
-    monkeypatch.setattr(load, "find_spec", lambda _: None)
-    with pytest.raises(DeviceError, match="any one GPU"):
-        choose_device("auto", 60 * billion, "auto", said.append)
-    monkeypatch.setattr(load, "find_spec", lambda _: object())
-    assert choose_device("auto", 60 * billion, "auto", said.append) == "auto"
+        choose("cuda:7", 1)
+    monkeypatch.setattr(placement, "find_spec", lambda _: None)
+    with pytest.raises(DeviceError, match="needs accelerate") as refused:
+        choose("auto", 120)
+    assert "multi-gpu" in (refused.value.hint or "")
+    monkeypatch.setattr(placement, "find_spec", lambda _: object())
+    spread = choose("auto", 120)
+    assert (spread.device, spread.spread) == (torch.device("cuda", 0), "auto")
+    assert spread.max_memory == {0: 7 * gib, 1: 77 * gib, 2: 77 * gib, "cpu": 0}, "3 GiB of each to work in"
     with pytest.raises(DeviceError, match=r"170.0 GiB are free on all GPUs"):
-        choose_device("auto", 600 * billion, "auto", said.append)
+        choose("auto", 1200)
     assert len(said) == 3
+
+
+def test_a_device_map_leaves_the_rest_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    gib = 2**30
+    for device, device_map, error, match in (
+        ("cpu", "auto", UsageError, "contradict"),
+        ("auto", "spread", UsageError, "unknown device map 'spread'"),
+        ("auto", "auto", DeviceError, "none is usable here"),
+    ):
+        with pytest.raises(error, match=match):
+            choose_placement(device, device_map, gib, said.append)
+    pretend_gpus(monkeypatch, 24)
+    monkeypatch.setattr(placement, "find_spec", lambda _: object())
+    monkeypatch.setattr(placement, "host_memory_free", lambda: 100 * gib)
+    chosen = choose_placement("auto", "auto", 60 * gib, said.append)
+    assert chosen.max_memory == {0: 21 * gib, "cpu": 90 * gib}
+    assert said == [
+        "device: spread over 1 GPU (asked for), about 39.0 GiB of it in the host's memory, which is slow"
+    ]
+    with pytest.raises(DeviceError, match=r"21\.0 GiB on the GPUs .* and 90\.0 GiB in the host's memory"):
+        choose_placement("auto", "auto", 120 * gib, said.append)
+    with pytest.raises(
+        DeviceError, match=r"room for 21\.0 GiB on the GPUs \(less 3\.0 GiB each to work in\)$"
+    ):
+        choose_placement("auto", "auto", 60 * gib, said.append, offload=False)
+    assert choose_placement("auto", "auto", 20 * gib, said.append, offload=False).max_memory["cpu"] == 0
 
 
 @pytest.mark.parametrize(

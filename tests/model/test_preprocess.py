@@ -34,6 +34,7 @@ SPEC = MelSpec(bins=128, sampling_rate=16000, n_fft=400, hop_length=160)
 STATS = PixelStats(
     tuple(PREPROCESSOR["image_mean"]), tuple(PREPROCESSOR["image_std"]), 1 / 255, 3136, 12845056
 )
+STATS_3 = PixelStats((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255, 4096, 16777216)
 
 
 # ---- sizes and token counts -------------------------------------------------------------------------------
@@ -142,16 +143,21 @@ def hf_patchify() -> Callable[..., tuple[Any, ...]]:
     return scope["patchify"]
 
 
+@pytest.mark.parametrize(("patch", "stats"), [(14, STATS), (16, STATS_3)], ids=["Qwen2.5", "Qwen3"])
 @pytest.mark.parametrize("n_frames", [1, 2, 5, 6])
-def test_patches_equal_transformers(n_frames: int, hf_patchify: Callable[..., tuple[Any, ...]]) -> None:
+def test_patches_equal_transformers(
+    n_frames: int, patch: int, stats: PixelStats, hf_patchify: Callable[..., tuple[Any, ...]]
+) -> None:
     generator = torch.Generator().manual_seed(n_frames)
-    frames = torch.randint(0, 256, (n_frames, 56, 84, 3), dtype=torch.uint8, generator=generator)
-    ours = patchify(frames, STATS, patch=14, temporal_patch=2, merge=2)
-    mean, std = torch.tensor(STATS.mean), torch.tensor(STATS.std)
+    frames = torch.randint(
+        0, 256, (n_frames, 4 * patch, 6 * patch, 3), dtype=torch.uint8, generator=generator
+    )
+    ours = patchify(frames, stats, patch=patch, temporal_patch=2, merge=2)
+    mean, std = torch.tensor(stats.mean), torch.tensor(stats.std)
     pixels = ((frames / 255 - mean) / std).permute(0, 3, 1, 2)[None]
-    expected, *grid = hf_patchify(None, pixels, 14, 2, 2)
+    expected, *grid = hf_patchify(None, pixels, patch, 2, 2)
     assert grid == [-(-n_frames // 2), 4, 6]
-    torch.testing.assert_close(ours, expected.view(-1, 1176), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours, expected.view(len(ours), -1), atol=1e-5, rtol=0)
 
 
 # ---- mel --------------------------------------------------------------------------------------------------
