@@ -61,7 +61,8 @@ class Guard:
 
     def frames(self, count: int) -> None:
         """Raises MediaLimit for too many frames."""
-        self._check("frames", count, self.limits.frames, "frames", "ask about a part with --start/--end")
+        if self.limits.frames is not None and count > self.limits.frames:
+            self._check("frames", count, self.limits.frames, "frames", "ask about a part with --start/--end")
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -70,12 +71,20 @@ class Guard:
         try:
             yield
         finally:
-            self.spent_s += time.monotonic() - began
-            if self._beat is not None:
-                self._beat()
-        self._check(
-            "seconds", self.spent_s, self.limits.decode_s, "s of decoding", "ask about a shorter part"
-        )
+            self.worked(began)
+        self.check_time()
+
+    def worked(self, began: float) -> None:
+        """Counts the time since `began`, by the monotonic clock: what `working` does, for every frame."""
+        self.spent_s += time.monotonic() - began
+        if self._beat is not None:
+            self._beat()
+
+    def check_time(self) -> None:
+        """Raises MediaLimit once there was too much of it."""
+        limit = self.limits.decode_s
+        if limit is not None and self.spent_s > limit:
+            self._check("seconds", self.spent_s, limit, "s of decoding", "ask about a shorter part")
 
     def _check(self, name: str, value: float, limit: float | None, unit: str, remedy: str) -> None:
         if limit is not None and value > limit:

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -159,8 +160,12 @@ def packets(container: Any, stream: Any, guard: Guard) -> Iterator[Any]:
         try:
             flow = iter(container.demux(stream))
             while True:
-                with guard.working():
+                began = time.monotonic()
+                try:
                     packet = next(flow, None)
+                finally:
+                    guard.worked(began)
+                guard.check_time()
                 if packet is None:
                     return
                 failures = 0
@@ -173,13 +178,17 @@ def packets(container: Any, stream: Any, guard: Guard) -> Iterator[Any]:
 
 def decode(packet: Any, guard: Guard) -> list[Any] | None:
     """The frames that a packet completes; None when the packet is damaged."""
+    began = time.monotonic()
     try:
-        with guard.working():
-            return list(packet.decode())
+        frames: list[Any] = packet.decode()
     except av.EOFError:
         return []
     except (av.FFmpegError, ValueError):
         return None
+    finally:
+        guard.worked(began)
+    guard.check_time()
+    return frames
 
 
 def stream_of(container: Any, track: Track) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from ..errors import MediaFormat
 from .nvdec import DOWNLOADED, ON_CPU, NotOnGpu, VideoDecoding, acceleration, why_not_track
@@ -88,7 +89,7 @@ def scan(file: Probe, track: Track, start_s: float, end_s: float | None) -> Vide
 def _scan_from(file: Probe, track: Track, seek_s: float | None, end_s: float | None) -> VideoIndex | None:
     """The index from a demuxing pass; None when the container gives frames no presentation times."""
     rows, keys = array("q"), array("q")  # flat, because a tuple a frame would be tens of MB in a long file
-    shown_s = 0.0
+    shown = 0
     with open_container(file.path, file.guard, only=track.index) as container:
         stream = stream_of(container, track)
         base = stream.time_base
@@ -109,10 +110,10 @@ def _scan_from(file: Probe, track: Track, seek_s: float | None, end_s: float | N
                 keys.extend((place, packet.pts, packet.dts if by_dts else packet.pts))
             if not packet.is_discard:
                 rows.extend((packet.pts, place))
-                shown_s = max(shown_s, float((packet.pts + (packet.duration or 0)) * base))
+                shown = max(shown, packet.pts + (packet.duration or 0))
             if (packet.dts if packet.dts is not None else packet.pts) > limit:
                 break
-    return _index(base, rows, keys, seek_s is None, False, shown_s)
+    return _index(base, rows, keys, seek_s is None, False, float(shown * base))
 
 
 def _scan_by_decoding(file: Probe, track: Track, end_s: float | None) -> VideoIndex:
@@ -186,6 +187,7 @@ class FrameReader:
         self._landed: int | None = None  # the keyframe just sought to, until the next read
         self._number = 0  # of the next frame, where frames are known by number
         self._rgb: tuple[int, np.ndarray] | None = None
+        self._to_rgb = VideoReformatter()  # a frame's own would set its tables up anew
         self._open()
 
     def __enter__(self) -> FrameReader:
@@ -287,8 +289,9 @@ class FrameReader:
 
     def _decoded(self) -> Iterator[tuple[int, Any]]:
         """(ticks, frame) in presentation order from where the container stands."""
+        guard = self.file.guard
         for packet in self._packets:
-            frames = decode(packet, self.file.guard)
+            frames = decode(packet, guard)
             if packet.size and self._place is not None:
                 self._place += 1
             if frames is None:
@@ -341,7 +344,7 @@ class FrameReader:
             frame = frame.reformat(format=self.track.pixel_format)
         if (frame.width, frame.height) != (self.track.width, self.track.height):
             frame = frame.reformat(width=self.track.width, height=self.track.height)
-        rgb = frame.to_ndarray(format="rgb24")
+        rgb = self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, k=self.track.rotation // 90))
 
 
