@@ -167,7 +167,7 @@ class Clip:
         if self._frames is None or self._file.video is None:
             return
         frames = self._frames
-        with FrameReader(self._file, self._file.video, frames.index, self._decoding) as reader:
+        with FrameReader(self._file, self._file.video, frames.index, self._decoding, frames.rows) as reader:
             for window in video_track.windows(
                 reader, frames.rows, frames.times_s, frames_per_window, self._warn, place
             ):
