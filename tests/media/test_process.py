@@ -8,7 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.reduction import send_handle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ import soundfile
 
 from make_clips import add_exif_orientation, pictures, tone, write_clip, write_picture
 from seats_cli.errors import MediaError, MediaFormat, MediaLimit, SeatsError
-from seats_cli.media import DecoderProcess, Limits, Sampling, open_clip
+from seats_cli.media import DecoderProcess, Limits, Sampling, open_clip, worker
 from seats_cli.media.ring import Lender, new_memory
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="memory is handed over as a file descriptor")
@@ -309,3 +312,37 @@ def test_ctrl_c_is_not_for_the_decoder_and_it_is_light(decoder: DecoderProcess) 
     maps = Path(f"/proc/{pid}/maps").read_text()
     assert "libav" in maps
     assert "torch" not in maps
+
+
+def test_a_stream_that_fails_gives_its_slot_back() -> None:
+    here, there = Pipe()
+
+    def failing(clip: Any, size: int, place: Any) -> Any:
+        yield place((size,), np.uint8), None
+        place((size,), np.uint8)
+        raise MediaError("damaged here")
+
+    desk = SimpleNamespace(clip=object(), here=threading.local())
+    streams = worker._Streams(there, desk, failing)  # type: ignore[arg-type]
+
+    def serve() -> None:
+        with suppress(EOFError, OSError):
+            streams.serve()
+
+    serving = threading.Thread(target=serve, daemon=True)
+    serving.start()
+    memory = new_memory(3 * 4096)
+    for number in range(5):
+        here.send(("begin", 4, None if number else (3, 4096)))
+        if not number:
+            send_handle(here, memory, os.getpid())
+        for expected in ("began", "item", "error"):
+            assert here.poll(5), f"no more slots in stream {number}"
+            message = here.recv()
+            assert message[0] == expected
+            if expected == "item":
+                here.send(("free", [message[1]]))
+    os.close(memory)
+    here.close()
+    serving.join(5)
+    assert not serving.is_alive()
