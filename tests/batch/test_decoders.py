@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from make_clips import pictures, tone, write_clip
 from seats_cli.batch import decoders as module
@@ -131,3 +132,19 @@ def test_how_many_by_default(
     found = choose_pace(**asked)
     assert found == expected
     assert found.in_hand > found.ahead > found.readers
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("pace", [Pace(2, 1), Pace(2, 4)])
+def test_records_on_a_gpu_are_those_without(pace: Pace, asking: Asking, clips: list[Clip]) -> None:
+    """Frames go from shared memory to pinned memory and on, while slots are filled again."""
+    on_gpu = asking.on(device="cuda")
+    session = Session(ModelOptions(**on_gpu.model))
+    many = [
+        (Item(clip[0].path, f"why {number}?", key=f"{clip[0].key}{number}"),)
+        for number in range(6)
+        for clip in clips
+    ]
+    plain = timeless(run_batch(session, many, on_gpu, ahead=0))
+    assert timeless(answered(session, many, on_gpu, pace)) == plain
