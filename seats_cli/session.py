@@ -28,7 +28,15 @@ from seats_cli.measure import report as reporting
 from seats_cli.measure.clock import Stopwatch, peak_memory, reset_peak_memory
 from seats_cli.measure.compute import kv_bytes, prefill_flops
 from seats_cli.measure.report import Report
-from seats_cli.media import Clip, Limits, Sampling, check_hwaccel, choose_decoding, open_clip
+from seats_cli.media import (
+    Limits,
+    OpenedClip,
+    Opener,
+    Sampling,
+    check_hwaccel,
+    choose_decoding,
+    open_clip,
+)
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.load import load_model
 from seats_cli.presets import Preset, StageOneWindows, TokenCaps, resolve_model
@@ -111,7 +119,7 @@ class ReadClip:
 
     media: str | Path
     mtime: float
-    clip: Clip
+    clip: OpenedClip
     shape: MediaShape
     encoded: EncodedMedia
     sampling: Sampling
@@ -205,18 +213,22 @@ class Session:
         *,
         on_stage: OnStage | None = None,
         warn: Callable[[str], None] | None = None,
+        opener: Opener = open_clip,
     ) -> ReadClip:
         """Open, decode and encode a file once; `ask` takes the result in the file's place.
 
         Only what `options` say about the clip and the preset matters here. Holds every embedding in memory.
         May run in a thread of its own while another clip is answered. `warn`: who is told of this file's
-        losses, instead of the session's own. Raises as `ask` does.
+        losses, instead of the session's own; `opener`: who opens and decodes it, a `DecoderProcess.open`
+        perhaps. Raises as `ask` does.
         """
         options = options or AskOptions()
         # Another clip may be decoding in the graph, so its buffers are not given back from here.
         attempt = Attempt(self.adapter, None)
         with torch.inference_mode(), explained_memory(attempt.advice):
-            return self._read(media, options, on_stage or (lambda *_: None), warn or self._warn, attempt)
+            return self._read(
+                media, options, on_stage or (lambda *_: None), warn or self._warn, opener, attempt
+            )
 
     def _read(
         self,
@@ -224,11 +236,12 @@ class Session:
         options: AskOptions,
         told: OnStage,
         warn: Callable[[str], None],
+        opener: Opener,
         attempt: Attempt,
     ) -> ReadClip:
         preset, sampling = self.setup(options).preset, options.sampling
         clock = Stopwatch(self.adapter.device, wait=not self.adapter.on_one_device)
-        with self._opened(media, sampling, preset, clock, told, warn) as (clip, mtime, shape):
+        with self._opened(media, sampling, preset, clock, told, warn, opener) as (clip, mtime, shape):
             attempt.at("while encoding")
             for line in (clip.video_used, clip.audio_used):
                 self._log(line)
@@ -297,7 +310,7 @@ class Session:
         with torch.inference_mode(), explained_memory(attempt.advice):
             return self._prefill(media, question, options, told, warn or self._warn, attempt)
 
-    def _asked(self, clip: Clip, question: str, options: AskOptions) -> fit.Asked:
+    def _asked(self, clip: OpenedClip, question: str, options: AskOptions) -> fit.Asked:
         """What was asked, for estimates."""
         method = options.method if isinstance(options.method, Method) else find_method(options.method)
         return fit.Asked(
@@ -397,7 +410,7 @@ class Session:
         clock: Stopwatch,
         on_stage: OnStage,
         warn: Callable[[str], None],
-    ) -> Iterator[tuple[Clip, float, MediaShape, Clip | EncodedMedia]]:
+    ) -> Iterator[tuple[OpenedClip, float, MediaShape, OpenedClip | EncodedMedia]]:
         """What a question is asked about: the clip, its mtime and tokens, and where these come from."""
         if isinstance(media, ReadClip):
             if (sampling, preset.windows, preset.caps) != (media.sampling, media.windows, media.caps):
@@ -419,10 +432,11 @@ class Session:
         clock: Stopwatch,
         on_stage: OnStage,
         warn: Callable[[str], None],
-    ) -> Iterator[tuple[Clip, float, MediaShape]]:
+        opener: Opener = open_clip,
+    ) -> Iterator[tuple[OpenedClip, float, MediaShape]]:
         on_stage("probe", 0, 0)
         with clock.stage("probe"):
-            clip = open_clip(media, sampling, warn=warn, decoding=self.video_decoding, limits=self._limits)
+            clip = opener(media, sampling, warn=warn, decoding=self.video_decoding, limits=self._limits)
             mtime = Path(media).stat().st_mtime
         with clip:
             shape = media_shape(self.adapter, clip, preset)
@@ -461,7 +475,7 @@ class Session:
 
     def _say_plan(
         self,
-        clip: Clip,
+        clip: OpenedClip,
         prompt: Prompt,
         plan: Plan,
         setup: Setup,
@@ -482,7 +496,7 @@ class Session:
             f"{layout.n_text - n_image} of text; expected retention {plan.expected_retention:.3f}"
         )
 
-    def _say_decoder(self, clip: Clip) -> None:
+    def _say_decoder(self, clip: OpenedClip) -> None:
         if clip.decoder_used:
             self._log(clip.decoder_used)
 
@@ -536,7 +550,7 @@ class Run:
     media: str | Path
     question: str
     options: AskOptions
-    clip: Clip
+    clip: OpenedClip
     mtime: float
     prompt: Prompt
     plan: Plan
@@ -545,12 +559,12 @@ class Run:
     kv_bytes: int
 
 
-def media_shape(adapter: Adapter, clip: Clip, preset: Preset) -> MediaShape:
+def media_shape(adapter: Adapter, clip: OpenedClip, preset: Preset) -> MediaShape:
     """How many tokens the clip becomes, from its counts alone; the preset caps the tokens of a frame."""
     return fit.media_shape(adapter, clip_facts(clip), preset)
 
 
-def clip_facts(clip: Clip, start_s: float | None = None) -> fit.ClipFacts:
+def clip_facts(clip: OpenedClip, start_s: float | None = None) -> fit.ClipFacts:
     """What of an opened clip is looked at, from `start_s` of its file on."""
     info = clip.info
     if info.kind == "image":
@@ -565,7 +579,7 @@ def clip_facts(clip: Clip, start_s: float | None = None) -> fit.ClipFacts:
     )
 
 
-def media_record(media: str | Path, clip: Clip, mtime: float) -> dict[str, Any]:
+def media_record(media: str | Path, clip: OpenedClip, mtime: float) -> dict[str, Any]:
     """The report's `media`: the file, and what of it was used."""
     return {
         **asdict(clip.info),

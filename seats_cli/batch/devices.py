@@ -45,6 +45,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def on_gpu(device: str) -> bool:
+    """Whether a model that is loaded on a device, auto perhaps, will be on an NVIDIA GPU. Imports torch."""
+    return device.startswith("cuda") or (device == "auto" and _gpus() > 0)
+
+
 def _gpus() -> int:
     import torch
 

@@ -1,9 +1,10 @@
 """The clips after the one in hand are opened, decoded, resized and encoded meanwhile, by threads."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import chain, repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,6 +12,7 @@ import torch
 
 from seats_cli.batch.records import Asking
 from seats_cli.batch.sources import Item
+from seats_cli.media import Opener
 
 if TYPE_CHECKING:
     from seats_cli.session import ReadClip, Session
@@ -56,6 +58,8 @@ class ClipReader:
     ahead:   0 reads each clip when it is asked for, in the thread that asks: the reference for the others.
              At most `ahead` clips are held besides those that were taken, being read or waiting.
     readers: threads, each with a clip of its own; more of them than `ahead` have nothing to do
+    openers: one a thread, who opens its clips and decodes them elsewhere (`DecoderProcess.open`); the others'
+             clips are decoded in this process
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class ClipReader:
         *,
         ahead: int = 1,
         readers: int = 1,
+        openers: Sequence[Opener] = (),
     ) -> None:
         self._session, self._asking, self._listener = session, asking, listener
         self._clips = iter(clips)
@@ -79,8 +84,8 @@ class ClipReader:
         self._last: int | None = None  # the place behind the last clip, once it is known
         self.ended = False  # nothing more will come
         self._threads = [
-            threading.Thread(target=self._work, name="seats-read-clips", daemon=True)
-            for _ in range(min(ahead, readers))
+            threading.Thread(target=self._work, args=(opener,), name="seats-read-clips", daemon=True)
+            for opener, _ in zip(chain(openers, repeat(None)), range(min(ahead, readers)), strict=False)
         ]
         for thread in self._threads:
             thread.start()
@@ -123,7 +128,7 @@ class ClipReader:
         for thread in self._threads:
             thread.join(JOIN_S)
 
-    def _work(self) -> None:
+    def _work(self, opener: Opener | None) -> None:
         with _OwnStream(self._session.adapter.device) as finish:
             while True:
                 self._room.acquire()
@@ -131,7 +136,7 @@ class ClipReader:
                     number, clip = self._choose()
                     if clip is None:
                         return
-                    opened = self._read(clip)
+                    opened = self._read(clip, opener)
                     finish(opened)
                 except _Stopped:
                     return
@@ -166,7 +171,7 @@ class ClipReader:
             self._ready[number] = opened
             self._changed.notify_all()
 
-    def _read(self, clip: Clip) -> Opened:
+    def _read(self, clip: Clip, opener: Opener | None = None) -> Opened:
         opened = Opened(clip)
         path = clip[0].path
 
@@ -176,7 +181,8 @@ class ClipReader:
 
         try:
             options = self._asking.options(clip[0])
-            opened.read = self._session.read(path, options, on_stage=on_stage, warn=opened.warn)
+            elsewhere = {} if opener is None else {"opener": opener}
+            opened.read = self._session.read(path, options, on_stage=on_stage, warn=opened.warn, **elsewhere)
         except Exception as error:
             opened.error = error
         return opened

@@ -7,7 +7,7 @@ clips -> ClipReader (its own thread: open, decode, resize, encode)
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from seats_cli.batch.reading import Clip, ClipReader, Listener, Opened
 from seats_cli.batch.records import Asking, Record, failure, success
 from seats_cli.batch.sources import Item
 from seats_cli.errors import DeviceError
+from seats_cli.media import Opener
 
 if TYPE_CHECKING:
     from seats_cli.session import Answer, Run, Session
@@ -109,6 +110,7 @@ def run_batch(
     listener: Listener = Listener(),  # noqa: B008 - frozen
     ahead: int = 1,
     readers: int = 1,
+    openers: Sequence[Opener] = (),
     decode: Decoder = one_by_one,
 ) -> Iterator[Record]:
     """A record for every question, as they are finished.
@@ -116,11 +118,14 @@ def run_batch(
     clips: taken one by one, by the thread that reads, when there is room for another
     ahead: clips that are read before they are needed; 0 reads each when its turn has come
     readers: of these, how many are read at the same time
+    openers: of the readers, those who have their clips decoded elsewhere
 
     What fails is a record, and the next one comes. Raises DeviceError, after the record of the question that
     it happened at, where the device itself is lost. Closing the iterator ends the reading.
     """
-    with ClipReader(session, clips, asking, listener, ahead=ahead, readers=readers) as reader:
+    with ClipReader(
+        session, clips, asking, listener, ahead=ahead, readers=readers, openers=openers
+    ) as reader:
         arrivals = Arrivals(session, reader, asking, listener)
         for arrival, outcome in decode(session, arrivals, listener):
             item, clip = arrival.item, arrival.clip

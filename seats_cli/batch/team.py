@@ -1,19 +1,20 @@
-"""Who answers a batch: a session in this process, or several in others; each reads one clip ahead."""
+"""Who answers a batch: a session in this process, or several in others; each reads clips ahead."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seats_cli.batch.crew import Crew, Handed
+from seats_cli.batch.decoders import IN_THIS_PROCESS, Pace, decoders
 from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record, failure
-from seats_cli.batch.run import run_batch
+from seats_cli.batch.run import one_by_one, run_batch
+from seats_cli.batch.together import together
+from seats_cli.media import Opener
 
 if TYPE_CHECKING:
     from seats_cli.session import Session
-
-DEPTH = 2  # clips that a worker has in hand: one is answered while the next is read
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Answering:
     """What workers do (see `crew.Doing`): a task is a clip with its items, a job the key of one."""
 
     asking: Asking
+    pace: Pace = IN_THIS_PROCESS
 
     @property
     def limits(self) -> Mapping[str, Any]:
@@ -43,7 +45,7 @@ class Answering:
                 places.update((item.key, index) for item in left)
                 yield left
 
-        for record in run_batch(session, clips(), self.asking):
+        for record in answered(session, clips(), self.asking, self.pace):
             yield places.pop(record["key"]), record["key"], record
 
     def failure(self, task: Clip, job: str, error: Exception) -> Record:
@@ -53,6 +55,29 @@ class Answering:
     def name(self, task: Clip) -> str:
         """The file."""
         return task[0].path
+
+
+def answered(
+    session: "Session",
+    clips: Iterable[Clip],
+    asking: Asking,
+    pace: Pace,
+    *,
+    openers: Sequence[Opener] | None = None,
+    listener: Listener = Listener(),  # noqa: B008 - frozen
+) -> Iterator[Record]:
+    """The records of `run_batch` at a pace. `openers`: of processes that are up already."""
+    with decoders(pace.readers if openers is None else 0) as own:
+        yield from run_batch(
+            session,
+            clips,
+            asking,
+            listener=listener,
+            ahead=pace.ahead,
+            readers=max(pace.readers, 1),
+            openers=own if openers is None else openers,
+            decode=together(pace.slots) if pace.slots > 1 else one_by_one,
+        )
 
 
 def described(session: "Session", asking: Asking) -> dict[str, bool]:
@@ -73,9 +98,12 @@ class AnsweringCrew(Crew[Clip, str]):
         *,
         warn: Callable[[str], None],
         log: Callable[[str], None],
+        pace: Pace = IN_THIS_PROCESS,
     ) -> None:
-        """`devices`: one a worker."""
-        super().__init__(devices, asking.model, Answering(asking), warn=warn, log=log, depth=DEPTH)
+        """`devices`: one a worker; `pace`: of each."""
+        super().__init__(
+            devices, asking.model, Answering(asking, pace), warn=warn, log=log, depth=pace.in_hand
+        )
 
     def answers(self, clips: Sequence[Clip], listener: Listener) -> Iterator[Record]:
         """A record for every question, as they are finished."""

@@ -86,6 +86,8 @@ def ask(
     fail_fast: many.FailFastOption = False,
     unordered: many.UnorderedOption = False,
     workers: many.WorkersOption = None,
+    readers: many.ReadersOption = None,
+    batch_size: many.BatchSizeOption = None,
     stats: opt.StatsOption = None,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = False,
@@ -159,6 +161,8 @@ def ask(
             ("--fail-fast", fail_fast),
             ("--unordered", unordered),
             ("--workers", workers),
+            ("--readers", readers),
+            ("--batch-size", batch_size),
         ]
     )
     if as_json or compare or not (batch or sources.many):
@@ -193,6 +197,8 @@ def ask(
         fail_fast=fail_fast,
         unordered=unordered,
         workers=workers,
+        readers=readers,
+        batch_size=batch_size,
     )
     raise typer.Exit(run_many(terminal, many_asked))
 

@@ -151,6 +151,29 @@ WorkersOption = Annotated[
         "its process is tried once more, alone, and is then a failure like others.",
     ),
 ]
+ReadersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--readers",
+        metavar="N",
+        parser=number(least=0, whole=True),
+        rich_help_panel=WORK_PANEL,
+        show_default="on a GPU one a core but one, at most 8; else 0",
+        help="Decode N clips at a time, each in a process of its own: a file that crashes it or hangs fails "
+        "alone. 0: in the process that answers, one clip ahead.",
+    ),
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        parser=number(least=1, whole=True),
+        rich_help_panel=WORK_PANEL,
+        show_default="8 where a CUDA graph decodes, else 1",
+        help="Decode up to N answers together, on a GPU with --graphs.",
+    ),
+]
 LimitsOption = Annotated[
     str | None,
     typer.Option(
@@ -158,9 +181,10 @@ LimitsOption = Annotated[
         metavar="KEY=VALUE,...",
         envvar="SEATS_LIMITS",
         rich_help_panel=CLIP_PANEL,
-        show_default="size=256GiB,duration=24h,pixels=100M,frames=5M,seconds=3600",
+        show_default="size=256GiB,duration=24h,pixels=100M,frames=5M,seconds=3600,stall=120",
         help="Refuse files that are larger or (the part asked about) longer, or have larger pictures, more "
-        "frames, or need more seconds to decode than this; none for no limits.",
+        "frames, or need more seconds to decode than this, or stall a process of --readers for so many; none "
+        "for no limits.",
     ),
 ]
 _UNITS = {
@@ -179,6 +203,7 @@ _LIMITS = {  # what is typed: the field of media.Limits, and its units
     "pixels": ("pixels", _UNITS),
     "frames": ("frames", _UNITS),
     "seconds": ("decode_s", _TIMES),
+    "stall": ("stall_s", _TIMES),
 }
 
 

@@ -25,6 +25,7 @@ from seats_cli.cli.loading import (
 from seats_cli.errors import MediaError
 
 if TYPE_CHECKING:
+    from seats_cli.batch.decoders import Pace
     from seats_cli.batch.reading import Clip
     from seats_cli.batch.records import Asking, Record
 
@@ -48,6 +49,8 @@ class BatchRequest:
     fail_fast: bool = False
     unordered: bool = False
     workers: int | None = None
+    readers: int | None = None
+    batch_size: int | None = None
 
 
 class _Enough(Exception):
@@ -128,7 +131,7 @@ def _answers(
     """The records of clips that are there, by whoever was asked to answer."""
     with ExitStack() as stack:
         if request.workers is None:
-            answers = alone(terminal, request)
+            answers = alone(terminal, request, len(clips), stack)
         else:
             answers = gather(terminal, request, len(clips), stack)
         screen.begin()
@@ -139,16 +142,25 @@ def _answers(
 Answers = Callable[["Sequence[Clip]", BatchScreen], Iterator["Record"]]
 
 
-def alone(terminal: Terminal, request: BatchRequest) -> Answers:
-    """The session of this process."""
+def alone(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitStack) -> Answers:
+    """The session of this process; the stack ends the processes that decode for it."""
+    with leaving_at_once(terminal):
+        from seats_cli.batch.decoders import decoders
+    pace = _pace(terminal, request, n_clips)
+    openers = stack.enter_context(decoders(pace.readers))  # they start while the model is loaded
     session = open_session(terminal, request.model, request.limits, note=terminal.detail)
     from seats_cli.batch.reading import Listener
-    from seats_cli.batch.run import run_batch
-    from seats_cli.batch.team import described
+    from seats_cli.batch.team import answered, described
 
+    if request.batch_size is not None and pace.slots > 1 and session.graph is None:
+        terminal.warn(
+            f"--batch-size {pace.slots} has no effect: answers are decoded together in a CUDA graph only"
+        )
     asking = _asking(request)
     say_whose_answers(terminal, **described(session, asking))
-    return lambda clips, screen: run_batch(session, clips, asking, listener=Listener(stage=screen.stage))
+    return lambda clips, screen: answered(
+        session, clips, asking, pace, openers=openers, listener=Listener(stage=screen.stage)
+    )
 
 
 def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitStack) -> Answers:
@@ -162,8 +174,9 @@ def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitS
         model = request.model
         devices = choose_workers(request.workers, n_clips, model)
     terminal.detail(f"{counted(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}")
+    pace = _pace(terminal, request, n_clips, devices)
     crew = stack.enter_context(
-        AnsweringCrew(devices, _asking(request), warn=terminal.warn, log=terminal.detail)
+        AnsweringCrew(devices, _asking(request), warn=terminal.warn, log=terminal.detail, pace=pace)
     )
     say_whose_answers(terminal, **crew.described)
 
@@ -171,6 +184,30 @@ def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitS
         terminal.warn(message if path is None or path in message else f"{path}: {message}")
 
     return lambda clips, screen: crew.answers(clips, Listener(stage=screen.stage, warn=warn))
+
+
+def _pace(
+    terminal: Terminal, request: BatchRequest, n_clips: int, devices: Sequence[str] | None = None
+) -> "Pace":
+    """`devices`: of the workers, None without any."""
+    model = request.model
+    with leaving_at_once(terminal):
+        from seats_cli.batch.decoders import choose_pace
+        from seats_cli.batch.devices import on_gpu, shared_gpu
+
+        pace = choose_pace(
+            request.readers,
+            request.batch_size,
+            on_gpu=on_gpu(model["device"]),
+            graphs=model["compile"] and model["graphs"] and not shared_gpu(devices or ()),
+            hwaccel=model["hwaccel"],
+            n_clips=n_clips,
+            sharing=len(devices or (None,)),
+        )
+    whose = " each" if devices else ""
+    terminal.detail(f"clips decoded at once by processes: {pace.readers}{whose}")
+    terminal.detail(f"answers decoded together: {pace.slots}{whose}")
+    return pace
 
 
 def _asking(request: BatchRequest) -> "Asking":

@@ -4,6 +4,8 @@ from .audio import SAMPLE_RATE
 from .clip import Clip, MediaInfo, open_clip
 from .limits import NO_LIMITS, Limits
 from .nvdec import VideoDecoding, check_hwaccel, choose_decoding
+from .opening import OpenedClip, Opener
+from .process import DecoderProcess
 from .sampling import Sampling, parse_time
 from .video import MediaWindow
 
@@ -11,9 +13,12 @@ __all__ = [
     "NO_LIMITS",
     "SAMPLE_RATE",
     "Clip",
+    "DecoderProcess",
     "Limits",
     "MediaInfo",
     "MediaWindow",
+    "OpenedClip",
+    "Opener",
     "Sampling",
     "VideoDecoding",
     "check_hwaccel",

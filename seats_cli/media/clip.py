@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from .limits import Limits
 from .nvdec import ON_CPU, VideoDecoding
 from .probe import Kind, Probe, Track, Warn, probe
 from .sampling import Sampling, frame_indices, frame_indices_by_time, is_variable_rate
-from .video import FrameReader, MediaWindow, VideoIndex
+from .video import FrameReader, MediaWindow, Place, VideoIndex
 
 _TRUNCATED_BY_S = 1.0  # a track ending this much (or 2%) before its stated end was cut off
 
@@ -75,6 +75,7 @@ def open_clip(
     warn: Warn | None = None,
     decoding: VideoDecoding = ON_CPU,
     limits: Limits | None = None,
+    beat: Callable[[], None] | None = None,
 ) -> Clip:
     """Opens a local video, audio or image file for reading; see `Clip`.
 
@@ -82,11 +83,12 @@ def open_clip(
     any picture is decoded. `warn` is called with a line for people whenever the file does not give all it
     promised; without it, lines go to stderr. `decoding` says where frames are decoded, which changes none.
     Raises kinds of `MediaError`: missing, format, encrypted, truncated, range, and limit for a file that
-    would cost more than `limits` allow, generous by default.
+    would cost more than `limits` allow, generous by default. `beat` is called after each step of
+    FFmpeg.
     """
     sampling = sampling or Sampling()
     said = _Once(warn or _to_stderr)
-    file = probe(path, said, limits)
+    file = probe(path, said, limits, beat)
     return Clip(file, sampling, said, decoding)
 
 
@@ -133,15 +135,16 @@ class Clip:
             with suppress(ValueError):  # another thread is inside it; it ends when that thread drops it
                 stream.close()
 
-    def video_windows(self, frames_per_window: int) -> Iterator[MediaWindow]:
+    def video_windows(self, frames_per_window: int, *, place: Place | None = None) -> Iterator[MediaWindow]:
         """The sampled frames in time order, `frames_per_window` at a time (the last may be fewer).
 
-        Pixels of one window are held at a time. A frame that does not decode is replaced by the nearest that
-        does, with a warning, so that the counts known on opening hold; `frames_replaced` says how many.
+        Pixels of one window are held at a time, in memory that `place` gives, its own by default. A frame
+        that does not decode is replaced by the nearest that does, with a warning, so that the counts known on
+        opening hold; `frames_replaced` says how many.
         """
         if frames_per_window < 1:
             raise ValueError(f"frames_per_window is {frames_per_window}; it must be at least 1")
-        return self._tracked(self._video_windows(frames_per_window))
+        return self._tracked(self._video_windows(frames_per_window, place))
 
     def audio_blocks(self, samples_per_block: int) -> Iterator[np.ndarray]:
         """The range's audio as blocks (<=samples_per_block,) float32 of 16 kHz mono; `n_samples` in all."""
@@ -157,14 +160,16 @@ class Clip:
             )
         return image_file.read_image(self._file, self._file.video)
 
-    def _video_windows(self, frames_per_window: int) -> Generator[MediaWindow, None, None]:
+    def _video_windows(
+        self, frames_per_window: int, place: Place | None
+    ) -> Generator[MediaWindow, None, None]:
         self.frames_replaced = 0
         if self._frames is None or self._file.video is None:
             return
         frames = self._frames
-        with FrameReader(self._file, self._file.video, frames.index, self._decoding) as reader:
+        with FrameReader(self._file, self._file.video, frames.index, self._decoding, frames.rows) as reader:
             for window in video_track.windows(
-                reader, frames.rows, frames.times_s, frames_per_window, self._warn
+                reader, frames.rows, frames.times_s, frames_per_window, self._warn, place
             ):
                 self.frames_replaced = len(reader.replaced)
                 self._say_decoder(reader)

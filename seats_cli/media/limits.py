@@ -6,7 +6,7 @@ are counted; time while FFmpeg works. FFmpeg itself allocates no picture beyond 
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,8 @@ class Limits:
 
     size_bytes: of the file; duration_s: of the part that is asked about; pixels: of a picture;
     frames: of the video's part that is asked about, before sampling; decode_s: spent inside decoders, waiting
-    for nobody, in all readings of one opened file
+    for nobody, in all readings of one opened file; stall_s: without a step forward, in a process that decodes
+    (`process.DecoderProcess`), which is then killed: a thread of this process cannot be
     """
 
     size_bytes: float | None = 256 * 2.0**30
@@ -27,17 +28,22 @@ class Limits:
     pixels: float | None = 100e6
     frames: float | None = 5e6
     decode_s: float | None = 3600.0
+    stall_s: float | None = 120.0
 
 
-NO_LIMITS = Limits(None, None, None, None, None)
+NO_LIMITS = Limits(None, None, None, None, None, None)
 
 
 class Guard:
     """The limits of one opened file, and the time that its decoders have taken. Shared by its two tracks."""
 
-    def __init__(self, path: str | os.PathLike[str], limits: Limits) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], limits: Limits, beat: Callable[[], None] | None = None
+    ) -> None:
+        """`beat` is called at the end of each piece of work."""
         self.limits = limits
         self.spent_s = 0.0
+        self._beat = beat
         self._path = os.fspath(path)
 
     def size(self, n_bytes: int) -> None:
@@ -55,7 +61,8 @@ class Guard:
 
     def frames(self, count: int) -> None:
         """Raises MediaLimit for too many frames."""
-        self._check("frames", count, self.limits.frames, "frames", "ask about a part with --start/--end")
+        if self.limits.frames is not None and count > self.limits.frames:
+            self._check("frames", count, self.limits.frames, "frames", "ask about a part with --start/--end")
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -64,10 +71,20 @@ class Guard:
         try:
             yield
         finally:
-            self.spent_s += time.monotonic() - began
-        self._check(
-            "seconds", self.spent_s, self.limits.decode_s, "s of decoding", "ask about a shorter part"
-        )
+            self.worked(began)
+        self.check_time()
+
+    def worked(self, began: float) -> None:
+        """Counts the time since `began`, by the monotonic clock: what `working` does, for every frame."""
+        self.spent_s += time.monotonic() - began
+        if self._beat is not None:
+            self._beat()
+
+    def check_time(self) -> None:
+        """Raises MediaLimit once there was too much of it."""
+        limit = self.limits.decode_s
+        if limit is not None and self.spent_s > limit:
+            self._check("seconds", self.spent_s, limit, "s of decoding", "ask about a shorter part")
 
     def _check(self, name: str, value: float, limit: float | None, unit: str, remedy: str) -> None:
         if limit is not None and value > limit:

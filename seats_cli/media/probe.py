@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -159,8 +160,12 @@ def packets(container: Any, stream: Any, guard: Guard) -> Iterator[Any]:
         try:
             flow = iter(container.demux(stream))
             while True:
-                with guard.working():
+                began = time.monotonic()
+                try:
                     packet = next(flow, None)
+                finally:
+                    guard.worked(began)
+                guard.check_time()
                 if packet is None:
                     return
                 failures = 0
@@ -173,13 +178,17 @@ def packets(container: Any, stream: Any, guard: Guard) -> Iterator[Any]:
 
 def decode(packet: Any, guard: Guard) -> list[Any] | None:
     """The frames that a packet completes; None when the packet is damaged."""
+    began = time.monotonic()
     try:
-        with guard.working():
-            return list(packet.decode())
+        frames: list[Any] = packet.decode()
     except av.EOFError:
         return []
     except (av.FFmpegError, ValueError):
         return None
+    finally:
+        guard.worked(began)
+    guard.check_time()
+    return frames
 
 
 def stream_of(container: Any, track: Track) -> Any:
@@ -196,10 +205,16 @@ def seek(container: Any, stream: Any, ticks: int) -> bool:
     return True
 
 
-def probe(path: str | os.PathLike[str], warn: Warn, limits: Limits | None = None) -> Probe:
-    """What the file holds, with the head of each track decoded; raises the kinds of `MediaError`."""
+def probe(
+    path: str | os.PathLike[str],
+    warn: Warn,
+    limits: Limits | None = None,
+    beat: Callable[[], None] | None = None,
+) -> Probe:
+    """What the file holds, with the head of each track decoded; raises the kinds of `MediaError`. `beat` as
+    in `Guard`."""
     file = check_path(path)
-    guard = Guard(path, limits or Limits())
+    guard = Guard(path, limits or Limits(), beat)
     guard.size(file.stat().st_size)
     try:
         container = open_container(file, guard)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from ..errors import MediaFormat
 from .nvdec import DOWNLOADED, ON_CPU, NotOnGpu, VideoDecoding, acceleration, why_not_track
@@ -22,6 +24,13 @@ _SEEK_GAIN = (
 _SCAN_MARGIN_S = (
     2.0  # a range's scan begins this much early, so that its first keyframe is certainly before it
 )
+
+# Codecs whose packets say for certain that no other frame needs theirs. In HEVC, frames of higher temporal
+# layers may need one that says so.
+_SKIPPING = ("h264",)
+
+Place = Callable[[tuple[int, ...]], np.ndarray]
+"""Gives the memory for an array of a shape, of uint8."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ def scan(file: Probe, track: Track, start_s: float, end_s: float | None) -> Vide
 def _scan_from(file: Probe, track: Track, seek_s: float | None, end_s: float | None) -> VideoIndex | None:
     """The index from a demuxing pass; None when the container gives frames no presentation times."""
     rows, keys = array("q"), array("q")  # flat, because a tuple a frame would be tens of MB in a long file
-    shown_s = 0.0
+    shown = 0
     with open_container(file.path, file.guard, only=track.index) as container:
         stream = stream_of(container, track)
         base = stream.time_base
@@ -105,10 +114,10 @@ def _scan_from(file: Probe, track: Track, seek_s: float | None, end_s: float | N
                 keys.extend((place, packet.pts, packet.dts if by_dts else packet.pts))
             if not packet.is_discard:
                 rows.extend((packet.pts, place))
-                shown_s = max(shown_s, float((packet.pts + (packet.duration or 0)) * base))
+                shown = max(shown, packet.pts + (packet.duration or 0))
             if (packet.dts if packet.dts is not None else packet.pts) > limit:
                 break
-    return _index(base, rows, keys, seek_s is None, False, shown_s)
+    return _index(base, rows, keys, seek_s is None, False, float(shown * base))
 
 
 def _scan_by_decoding(file: Probe, track: Track, end_s: float | None) -> VideoIndex:
@@ -148,6 +157,10 @@ def _index(
     return VideoIndex(base, ticks, table[first, 1], key_table, from_start, by_number, end_s)
 
 
+class _Missed(Exception):
+    """A frame did not come as the index says, or a packet is damaged, while some are skipped."""
+
+
 class FrameReader:
     """Exact frames by their row in a `VideoIndex`, asked for in ascending order; a context manager.
 
@@ -161,8 +174,15 @@ class FrameReader:
     """
 
     def __init__(
-        self, file: Probe, track: Track, index: VideoIndex, decoding: VideoDecoding = ON_CPU
+        self,
+        file: Probe,
+        track: Track,
+        index: VideoIndex,
+        decoding: VideoDecoding = ON_CPU,
+        rows: np.ndarray | None = None,
     ) -> None:
+        """`rows`: all that will be asked for, if that is known; what no other frame refers to is then not
+        decoded where it is not one of them."""
         self.file, self.track, self.index = file, track, index
         self.gpu, self.reason = decoding.gpu, decoding.reason
         self.read_on_gpu = 0  # frames that came from it
@@ -182,6 +202,10 @@ class FrameReader:
         self._landed: int | None = None  # the keyframe just sought to, until the next read
         self._number = 0  # of the next frame, where frames are known by number
         self._rgb: tuple[int, np.ndarray] | None = None
+        self._wanted: set[int] | None = None  # places of the packets whose frames must come, None for all
+        if rows is not None and self.gpu is None and track.codec in _SKIPPING and not index.by_number:
+            self._wanted = set(index.order[rows].tolist())
+        self._to_rgb = VideoReformatter()  # a frame's own would set its tables up anew
         self._open()
 
     def __enter__(self) -> FrameReader:
@@ -204,6 +228,10 @@ class FrameReader:
             self.gpu, self.reason = None, str(refusal)
             self._open()
             return self._read(row)
+        except _Missed:  # what stands for a frame is chosen among all of them
+            self._wanted, self.damaged_packets = None, 0
+            self._open()
+            return self._read(row)
 
     def _read(self, row: int) -> np.ndarray:
         target = int(self.index.ticks[row])
@@ -212,6 +240,8 @@ class FrameReader:
         self._seek_if_it_wins(row)
         damaged = self.damaged_packets
         ticks = self._decode_to(target)
+        if ticks != target and self._wanted is not None:
+            raise _Missed
         landed, self._landed = self._landed, None
         if ticks != target and landed is not None and (landed > 0 or not self.index.from_start):
             # Right after a keyframe, references can lack (intra refresh): once more from one further back.
@@ -250,6 +280,7 @@ class FrameReader:
         else:  # it decodes a frame at a time, and every thread would keep frames of its few
             self._stream.codec_context.thread_count = 1
         self._place = 0 if self.index.from_start else None
+        self._skip = "DEFAULT"
         self._landed = None
         self._number = round(self.track.first_s / self.index.time_base)
         self._packets = packets(self._container, self._stream, self.file.guard)
@@ -283,13 +314,18 @@ class FrameReader:
 
     def _decoded(self) -> Iterator[tuple[int, Any]]:
         """(ticks, frame) in presentation order from where the container stands."""
+        guard = self.file.guard
         for packet in self._packets:
-            frames = decode(packet, self.file.guard)
+            if self._wanted is not None:
+                self._skip_unless_wanted()
+            frames = decode(packet, guard)
             if packet.size and self._place is not None:
                 self._place += 1
             if frames is None:
                 if self.gpu is not None:  # whether that is the file's fault or the GPU's, the CPU will tell
                     raise NotOnGpu("the GPU's decoder stops at a packet")
+                if self._wanted is not None:
+                    raise _Missed
                 self.damaged_packets += 1
             for frame in frames or ():
                 if self.gpu is not None and frame.format.name != DOWNLOADED[self.track.pixel_format]:
@@ -299,6 +335,13 @@ class FrameReader:
                     self._number += 1
                 elif (ticks := frame_ticks(frame)) is not None:
                     yield ticks, frame
+
+    def _skip_unless_wanted(self) -> None:
+        """Tells the decoder whether the frame of the next packet may be left out."""
+        assert self._wanted is not None  # there are such
+        skip = "DEFAULT" if self._place is None or self._place in self._wanted else "NONREF"
+        if skip != self._skip:
+            self._stream.codec_context.skip_frame = self._skip = skip
 
     def _decode_to(self, target: int) -> int | None:
         """Decodes until a frame at or after the target is current; its ticks, None at the track's end."""
@@ -337,20 +380,31 @@ class FrameReader:
             frame = frame.reformat(format=self.track.pixel_format)
         if (frame.width, frame.height) != (self.track.width, self.track.height):
             frame = frame.reformat(width=self.track.width, height=self.track.height)
-        rgb = frame.to_ndarray(format="rgb24")
+        rgb = self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, k=self.track.rotation // 90))
 
 
 def windows(
-    reader: FrameReader, rows: np.ndarray, times_s: np.ndarray, frames_per_window: int, warn: Warn
+    reader: FrameReader,
+    rows: np.ndarray,
+    times_s: np.ndarray,
+    frames_per_window: int,
+    warn: Warn,
+    place: Place | None = None,
 ) -> Iterator[MediaWindow]:
     """The frames at `rows` of the index in windows of `frames_per_window` (the last may be shorter).
 
-    One window of pixels is held at a time. Frames that did not decode are reported through `warn` at the end.
+    One window of pixels is held at a time, in memory that `place` gives, its own by default. Frames that did
+    not decode are reported through `warn` at the end.
     """
+    place = place or partial(np.empty, dtype=np.uint8)
     for index, first in enumerate(range(0, len(rows), frames_per_window)):
         part = rows[first : first + frames_per_window]
-        frames = np.stack([reader.read(int(row)) for row in part])
+        first_frame = reader.read(int(part[0]))
+        frames = place((len(part), *first_frame.shape))
+        frames[0] = first_frame
+        for position, row in enumerate(part[1:], 1):
+            frames[position] = reader.read(int(row))
         times = times_s[first : first + frames_per_window]
         yield MediaWindow(index, float(times[0]), frames, times)
     name = reader.file.path.name

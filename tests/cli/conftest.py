@@ -83,6 +83,7 @@ class Script:
     opened: list[session.ModelOptions] = field(default_factory=list)
     asked: list[tuple[str, str, session.AskOptions]] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
+    elsewhere: int = 0  # of those that were read, how many another process decodes
     setup_error: Exception | None = None
     limits: session.Limits | None = None
 
@@ -142,13 +143,17 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
             return session.Answer(reply, report)
 
         adapter = SimpleNamespace(device=torch.device("cpu"))
+        graph = None
 
         def setup(self, options: session.AskOptions) -> None:
             if isinstance(written.setup_error, Exception):
                 raise written.setup_error
 
-        def read(self, media: str, options: session.AskOptions, *, on_stage: Any, warn: Any) -> Any:
+        def read(
+            self, media: str, options: session.AskOptions, *, on_stage: Any, warn: Any, opener: Any = None
+        ) -> Any:
             written.read.append(str(media))
+            written.elsewhere += opener is not None
             on_stage("encode_video", 1, 2)
             for warning in written.warnings:
                 warn(warning)

@@ -299,6 +299,28 @@ def test_every_record_is_as_the_schema_says(run: Run, script: Script, folder: Pa
         assert not checker.is_valid(broken)
 
 
+def test_clips_are_decoded_in_as_many_processes_as_asked(run: Run, script: Script, folder: Path) -> None:
+    result = run("ask", "videos", "why?", "--readers", "2", "-v", "--device", "cpu")
+    assert result.exit_code == 0
+    assert script.elsewhere == 3
+    assert "clips decoded at once by processes: 2\n" in result.stderr
+    result = run("ask", "videos", "why?", "-v", "--device", "cpu")  # decoding and model want the same cores
+    assert script.elsewhere == 3
+    assert "clips decoded at once by processes: 0\nanswers decoded together: 1\n" in result.stderr
+    assert run("ask", "videos", "why?", "--readers", "-1").exit_code == 2
+
+
+def test_a_batch_size_without_a_graph_has_no_effect_and_says_so(
+    run: Run, script: Script, folder: Path
+) -> None:
+    result = run("ask", "videos", "why?", "--batch-size", "4", "--device", "cpu")
+    assert result.exit_code == 0
+    assert "warning: --batch-size 4 has no effect" in result.stderr
+    assert result.stdout.count("a red star") == 3
+    assert "batch-size" not in run("ask", "videos", "why?", "--device", "cpu").stderr
+    assert run("ask", "videos", "why?", "--batch-size", "0").exit_code == 2
+
+
 def test_forms_are_those_of_the_room() -> None:
     from seats_cli.batch import output
     from seats_cli.cli import batch_options
@@ -309,8 +331,8 @@ def test_forms_are_those_of_the_room() -> None:
 def test_limits_reach_the_session_from_both_ways(run: Run, script: Script, folder: Path) -> None:
     from seats_cli.media import NO_LIMITS, Limits
 
-    typed = "size=2GB, duration=90m,pixels=50M,frames=none,seconds=5"
-    expected = Limits(2e9, 5400.0, 50e6, None, 5.0)
+    typed = "size=2GB, duration=90m,pixels=50M,frames=none,seconds=5,stall=7"
+    expected = Limits(2e9, 5400.0, 50e6, None, 5.0, 7.0)
     assert run("ask", "videos", "why?", "--limits", typed).exit_code == 0
     assert script.limits == expected
     assert run("ask", "videos/a.mp4", "why?", env={"SEATS_LIMITS": typed}).exit_code == 0

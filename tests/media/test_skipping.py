@@ -1,0 +1,88 @@
+"""Frames that nobody asks for and no other needs are not decoded; those that are asked for stay the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from make_clips import pictures, write_clip
+from seats_cli.media import Sampling, open_clip
+from seats_cli.media import video as module
+
+GROUPS = {
+    "plain.mp4": {"b_frames": 3},
+    "open.mkv": {"b_frames": 3, "gop": 20, "x264": "open-gop=1"},
+    "pyramid.mp4": {"b_frames": 7, "gop": 60, "x264": "b-pyramid=normal:ref=4:b-adapt=0"},
+    "strict.mkv": {"b_frames": 5, "gop": 30, "x264": "b-pyramid=strict:weightb=1:b-adapt=0"},
+    "refresh.mkv": {"b_frames": 2, "gop": 20, "x264": "intra-refresh=1"},
+    "fields.mp4": {"b_frames": 2, "gop": 24, "x264": "tff=1"},
+    "stream.ts": {"b_frames": 3, "gop": 24},
+}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many frames came of each packet."""
+    counts: list[int] = []
+    whole = module.decode
+
+    def decode(packet: Any, guard: Any) -> Any:
+        frames = whole(packet, guard)
+        counts.append(len(frames or ()))
+        return frames
+
+    monkeypatch.setattr(module, "decode", decode)
+    return counts
+
+
+def read(path: Path, fps: float) -> tuple[list[np.ndarray], int, list[str]]:
+    lines: list[str] = []
+    with open_clip(path, Sampling(fps=fps), warn=lines.append) as clip:
+        frames = [frame for window in clip.video_windows(4) for frame in window.frames]  # type: ignore[union-attr]
+        return frames, clip.frames_replaced, lines
+
+
+def both(path: Path, fps: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_SKIPPING", ())
+        plain = read(path, fps)
+    return plain, read(path, fps)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_what_is_asked_for_is_the_same_to_the_bit(
+    name: str, tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_clip(tmp_path / name, pictures(180, 96, 64), **GROUPS[name])
+    for fps in (1.0, 3.0, 7.0, 30.0):
+        counted.clear()
+        plain, skipping = both(path, fps, monkeypatch)
+        assert np.array_equal(plain[0], skipping[0])
+        assert plain[1:] == skipping[1:]
+
+
+def test_frames_are_skipped(
+    clip_file: Callable[[str], Any], counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = clip_file("bframes.mp4").path
+    plain, skipping = both(path, 2.0, monkeypatch)
+    middle = len(counted) // 2
+    assert sum(counted[middle:]) < 0.75 * sum(counted[:middle])
+    assert np.array_equal(plain[0], skipping[0])
+
+
+@pytest.mark.parametrize("spoilt", [0.2, 0.37, 0.55, 0.7, 0.9])
+def test_a_damaged_file_gives_what_it_gave(
+    spoilt: float, clip_file: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray(clip_file("bframes.mkv").path.read_bytes())
+    at = int(spoilt * len(data))
+    data[at : at + 2000] = np.random.default_rng(1).bytes(2000)
+    path = tmp_path / "bad.mkv"
+    path.write_bytes(data)
+    for fps in (2.0, 10.0):
+        plain, skipping = both(path, fps, monkeypatch)
+        assert np.array_equal(plain[0], skipping[0])
+        assert plain[1] == skipping[1]
