@@ -83,6 +83,8 @@ def ask(
     fail_fast: many.FailFastOption = False,
     unordered: many.UnorderedOption = False,
     workers: many.WorkersOption = None,
+    engine: many.EngineOption = None,
+    ray_address: many.RayAddressOption = None,
     stats: opt.StatsOption = None,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = False,
@@ -153,6 +155,8 @@ def ask(
             ("--fail-fast", fail_fast),
             ("--unordered", unordered),
             ("--workers", workers),
+            ("--engine", engine),
+            ("--ray-address", ray_address),
         ]
     )
     if as_json or compare or not (batch or sources.many):
@@ -173,6 +177,8 @@ def ask(
         raise UsageError(f"--jsonl and --format {form} contradict each other: choose one")
     if output is None and (overwrite or retry_failed):
         raise UsageError(f"{'--overwrite' if overwrite else '--retry-failed'} is about a file: give -o FILE")
+    if ray_address is not None and engine != "ray":
+        raise UsageError("--ray-address is the address of --engine ray: give both")
     if overwrite and retry_failed:
         raise UsageError("--overwrite leaves nothing that --retry-failed could try again: choose one")
     many_asked = BatchRequest(
@@ -187,6 +193,8 @@ def ask(
         fail_fast=fail_fast,
         unordered=unordered,
         workers=workers,
+        ray=engine == "ray",
+        ray_address=ray_address,
     )
     raise typer.Exit(run_many(terminal, many_asked))
 

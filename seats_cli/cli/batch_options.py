@@ -11,6 +11,7 @@ from seats_cli.cli.options import CLIP_PANEL, OUTPUT_PANEL, number, one_of
 
 SOURCES_PANEL = "Many files"
 WORK_PANEL = "Many processors"
+ENGINES = ("local", "ray")
 FORMS = ("jsonl", "csv", "text")  # of seats_cli.batch.output; a test keeps them equal
 
 
@@ -149,6 +150,29 @@ WorkersOption = Annotated[
         show_default="this process alone",
         help="Answer in N processes, each with a copy of the model, on the GPUs in turns. A file that kills "
         "its process is tried once more, alone, and is then a failure like others.",
+    ),
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="ENGINE",
+        parser=one_of(ENGINES),
+        rich_help_panel=WORK_PANEL,
+        show_default="local",
+        help="local: this machine. ray: a Ray cluster, a model a GPU, or as many as --workers says (pip "
+        "install 'seats-cli[ray]').",
+    ),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        rich_help_panel=WORK_PANEL,
+        show_default="a cluster of this machine, for this run",
+        help="With --engine ray: HOST:PORT of a cluster whose hosts see the files under the same names; auto "
+        "for the one that this host is part of.",
     ),
 ]
 LimitsOption = Annotated[

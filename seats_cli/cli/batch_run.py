@@ -48,6 +48,8 @@ class BatchRequest:
     fail_fast: bool = False
     unordered: bool = False
     workers: int | None = None
+    ray: bool = False
+    ray_address: str | None = None
 
 
 class _Enough(Exception):
@@ -127,7 +129,9 @@ def _answers(
 ) -> Iterator["Record"]:
     """The records of clips that are there, by whoever was asked to answer."""
     with ExitStack() as stack:
-        if request.workers is None:
+        if request.ray:
+            answers = gather_by_ray(terminal, request, stack)
+        elif request.workers is None:
             answers = alone(terminal, request)
         else:
             answers = gather(terminal, request, len(clips), stack)
@@ -167,10 +171,34 @@ def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitS
     )
     say_whose_answers(terminal, **crew.described)
 
+    warn = _warner(terminal)
+    return lambda clips, screen: crew.answers(clips, Listener(stage=screen.stage, warn=warn))
+
+
+def gather_by_ray(terminal: Terminal, request: BatchRequest, stack: ExitStack) -> Answers:
+    """Actors of a Ray cluster; the stack lets go of it."""
+    quieten_libraries(terminal)
+    with leaving_at_once(terminal):
+        from seats_cli.batch.ray_engine import RayTeam
+        from seats_cli.batch.reading import Listener
+
+    team = stack.enter_context(RayTeam(_asking(request), address=request.ray_address, actors=request.workers))
+    terminal.detail(f"ray: {counted(team.size, 'actor')} at {request.ray_address or 'this machine'}")
+    model = request.model
+    say_whose_answers(
+        terminal,
+        is_embedded=model["model"] == opt.EMBEDDED_MODEL,
+        random_weights=model["load_format"] == "dummy",
+    )
+    warn = _warner(terminal)
+    return lambda clips, screen: team.answers(clips, Listener(stage=screen.stage, warn=warn))
+
+
+def _warner(terminal: Terminal) -> Callable[[str, str | None], None]:
     def warn(message: str, path: str | None) -> None:
         terminal.warn(message if path is None or path in message else f"{path}: {message}")
 
-    return lambda clips, screen: crew.answers(clips, Listener(stage=screen.stage, warn=warn))
+    return warn
 
 
 def _asking(request: BatchRequest) -> "Asking":
