@@ -2,8 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from seats_cli.cli.loading import (
     quieten_libraries,
     say_whose_answers,
 )
-from seats_cli.errors import MediaError
+from seats_cli.errors import MediaError, SeatsError
 
 if TYPE_CHECKING:
     from seats_cli.batch.reading import Clip
@@ -68,13 +68,13 @@ def run_many(terminal: Terminal, request: BatchRequest) -> int:
         left = left_of(items, output.known)
         _say_what_is_there(terminal, request, left, output, set(wanted))
         screen = BatchScreen(terminal, len(left.items), keeps_errors=_form(request) != "text")
-        code = _ask_all(terminal, request, left.items, output, screen)
-        if code is None and isinstance(output, AnswerFile) and not request.unordered:
-            output.put_in_order(wanted)
-    not_run = len(left.items) - screen.done
-    screen.summary(
-        skipped=left.done, skipped_failed=left.failed, not_run=not_run, retry=_retry_command(request)
-    )
+        try:
+            code = _ask_all(terminal, request, left.items, output, screen)
+            if code is None and isinstance(output, AnswerFile) and not request.unordered:
+                output.put_in_order(wanted)
+        finally:
+            if screen.done or not left.items:
+                screen.summary(left, retry=_retry_command(request))
     if code == opt.INTERRUPTED:
         told = (
             "the same command goes on from there" if request.output is not None else "-o FILE keeps answers"
@@ -97,20 +97,23 @@ def _ask_all(
     order = InOrder([item.key for item in items], write)
     put = write if request.unordered else order.put
     try:
-        for record in _records(terminal, request, items, screen):
-            put(record)
+        with closing(_records(terminal, request, items, screen)) as records:
+            for record in records:
+                put(record)
     except _Enough:
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SeatsError) as ended:
         if request.output is not None:
             order.flush()
+        if isinstance(ended, SeatsError):
+            raise
         return opt.INTERRUPTED
     return None
 
 
 def _records(
     terminal: Terminal, request: BatchRequest, items: Sequence[Item], screen: BatchScreen
-) -> Iterator["Record"]:
+) -> Generator["Record", None, None]:
     """The records of all items, as they are finished. Where no file can be opened no model is loaded."""
     problems = {path: problem for path in {item.path for item in items} if (problem := _problem_of(path))}
     if problems:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from cli.conftest import Run, Script
-from seats_cli.errors import MediaError, UsageError
+from seats_cli.cli.batch_screen import BatchScreen
+from seats_cli.cli.console import Terminal
+from seats_cli.errors import DeviceError, MediaError, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -339,3 +341,62 @@ def test_the_limits_that_are_shown_are_those_of_the_room() -> None:
 
     shown = batch_options.LimitsOption.__metadata__[0].show_default
     assert Limits(**batch_options.parse_limits(shown)) == Limits()
+
+
+def test_a_device_that_is_lost_keeps_what_is_done_and_ends_the_run(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seats_cli.batch import run as scheduler
+
+    def lost(device: Any, error: Exception) -> None:
+        raise DeviceError("the GPU no longer answers", hint="the same command goes on with the next file")
+
+    monkeypatch.setattr(scheduler, "check_device", lost)
+    script.replies = {"b.mp4": RuntimeError("CUDA error")}
+    result = run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert result.exit_code == 1
+    assert "error: the GPU no longer answers" in result.stderr
+    assert "1 ok, 1 failed, 1 not asked" in result.stderr
+    assert [record["ok"] for record in lines("out.jsonl")] == [True, False]  # b is not met again
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_progress_says_how_far_how_fast_how_long_and_where() -> None:
+    clock, err = Clock(), io.StringIO()
+    terminal = Terminal()
+    terminal.err = err
+    screen = BatchScreen(terminal, 4, keeps_errors=True, now=clock)
+    screen.begin()
+    tokens = {"kept": 0.1}
+    for number in range(2):
+        clock.now += 9.0
+        screen.stage(f"{number}.mp4", "encode_video", 1, 2)
+        screen.record(
+            {
+                "path": f"{number}.mp4",
+                "start_s": None,
+                "end_s": None,
+                "ok": True,
+                "tokens": tokens,
+                "warnings": [],
+            }
+        )
+    assert screen.status() == "2 of 4 answers, 400 clips/h, 18 s left, 10.0% of tokens kept"
+    said = err.getvalue().splitlines()  # a line after ten seconds, then one every thirty
+    assert said == ["1 of 4 answers, 200 clips/h, 54 s left, 10.0% of tokens kept; at 1.mp4: encode video"]
+    for _ in range(29):
+        clock.now += 1.0
+        screen.stage("2.mp4", "read", 1, 2)
+    assert len(err.getvalue().splitlines()) == 1
+    clock.now += 1.0
+    screen.stage("2.mp4", "read", 1, 2)
+    assert len(err.getvalue().splitlines()) == 2
