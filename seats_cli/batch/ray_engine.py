@@ -120,13 +120,15 @@ class RayTeam:
                 return
             if attempt:
                 names = ", ".join(clip[0].path for clip in left[:3]) + (", ..." if len(left) > 3 else "")
-                listener.warn(f"an actor died; tried once more: {names}", None)
+                listener.warn(f"an actor died or gave up; tried once more: {names}", None)
             for record in self._run(left, 1 if attempt else in_a_block):
                 if missing.pop(record["key"], None) is not None:  # a block that ran twice tells twice
                     listener.stage(record["path"], "answered", 0, 0)
                     yield record
         for item in missing.values():
-            died = WorkerError(f"an actor died at this clip, {TRIES} times", hint="see the logs of Ray")
+            died = WorkerError(
+                f"an actor died or gave up at this clip, {TRIES} times", hint="see the logs of Ray"
+            )
             yield failure(item, self._asking, died)
 
     def _run(self, clips: Sequence[Clip], in_a_block: int) -> Iterator[Record]:

@@ -47,7 +47,7 @@ def write_clips(folder: Path, count: int) -> int:
 
 def started(folder: Path, out: Path, options: tuple[str, ...]) -> subprocess.Popen[str]:
     """The command on its way, in a process group of its own."""
-    command = [sys.executable, "-m", "seats_cli", "ask", "clips", QUESTION, "-o", str(out)]
+    command = [sys.executable, "-m", "seats_cli", "ask", "clips", QUESTION, "-o", out.name]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         [*command, "--max-new-tokens", "8", *options], cwd=folder, env=environment, text=True,

@@ -75,6 +75,7 @@ def test_a_dead_actor_costs_its_own_clip_only(
     assert "tried once more" in told[0]
     assert "c.mp4" not in told[0]  # it failed, and was not tried again
     assert capfd.readouterr().out == ""  # stdout is for records
+    monkeypatch.undo()
     with (
         RayTeam(Asking({"model": str(tmp_path)})) as team,
         pytest.raises(ModelError, match=r"no config\.json"),

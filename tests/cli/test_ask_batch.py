@@ -400,3 +400,15 @@ def test_progress_says_how_far_how_fast_how_long_and_where() -> None:
     clock.now += 1.0
     screen.stage("2.mp4", "read", 1, 2)
     assert len(err.getvalue().splitlines()) == 2
+
+
+def test_what_waits_for_its_turn_is_kept_when_a_run_is_stopped(
+    run: Run, script: Script, folder: Path
+) -> None:
+    (folder / "z.mp4").touch()  # known to fail before anything runs
+    script.replies = {"b.mp4": KeyboardInterrupt()}
+    assert run("ask", "videos", "why?", "-o", "out.jsonl").exit_code == 130
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "z"]
+    script.replies = {}
+    run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "b", "c", "z"]
