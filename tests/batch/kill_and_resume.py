@@ -67,7 +67,9 @@ def killed_at(process: subprocess.Popen[str], out: Path, lines: int, deadline_s:
     alive = process.poll() is None
     if alive:
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    _, stderr = process.communicate()
+    if not alive:
+        sys.stderr.write(stderr)  # it had no time to end by itself: why did it?
     return alive
 
 

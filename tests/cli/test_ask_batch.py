@@ -32,10 +32,6 @@ def lines(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
-def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-
-
 def piped(run: Run, data: bytes, *arguments: str) -> Any:
     """The command with a list on stdin."""
     from typer.testing import CliRunner
