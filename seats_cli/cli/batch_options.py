@@ -147,7 +147,7 @@ WorkersOption = Annotated[
         metavar="N",
         parser=number(least=1, whole=True),
         rich_help_panel=WORK_PANEL,
-        show_default="this process alone",
+        show_default="one a GPU where there are several, else this process alone",
         help="Answer in N processes, each with a copy of the model, on the GPUs in turns. A file that kills "
         "its process is tried once more, alone, and is then a failure like others.",
     ),

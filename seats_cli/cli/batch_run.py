@@ -22,7 +22,7 @@ from seats_cli.cli.loading import (
     quieten_libraries,
     say_whose_answers,
 )
-from seats_cli.errors import MediaError, SeatsError
+from seats_cli.errors import DeviceError, MediaError, SeatsError
 
 if TYPE_CHECKING:
     from seats_cli.batch.reading import Clip
@@ -134,8 +134,6 @@ def _answers(
     with ExitStack() as stack:
         if request.ray:
             answers = gather_by_ray(terminal, request, stack)
-        elif request.workers is None:
-            answers = alone(terminal, request)
         else:
             answers = gather(terminal, request, len(clips), stack)
         screen.begin()
@@ -159,7 +157,8 @@ def alone(terminal: Terminal, request: BatchRequest) -> Answers:
 
 
 def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitStack) -> Answers:
-    """Processes, one a device; the stack ends them."""
+    """As many processes as were asked for, else one a GPU where there are several; else this one. The stack
+    ends them."""
     quieten_libraries(terminal)
     with leaving_at_once(terminal):
         from seats_cli.batch.devices import choose_workers
@@ -168,12 +167,18 @@ def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitS
 
         model = request.model
         devices = choose_workers(request.workers, n_clips, model["device"], model["model"])
+    if request.workers is None and not (len(devices) > 1 and devices[0].startswith("cuda")):
+        return alone(terminal, request)
     terminal.detail(f"{counted(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}")
-    crew = stack.enter_context(
-        AnsweringCrew(devices, _asking(request), warn=terminal.warn, log=terminal.detail)
-    )
+    try:
+        crew = AnsweringCrew(devices, _asking(request), warn=terminal.warn, log=terminal.detail)
+    except DeviceError as error:
+        if request.workers is not None:
+            raise
+        terminal.warn(f"no GPU has room for a model of its own: {error} Going on in one process.")
+        return alone(terminal, request)
+    stack.enter_context(crew)
     say_whose_answers(terminal, **crew.described)
-
     warn = _warner(terminal)
     return lambda clips, screen: crew.answers(clips, Listener(stage=screen.stage, warn=warn))
 

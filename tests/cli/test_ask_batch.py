@@ -4,12 +4,15 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from cli.conftest import Run, Script
+from seats_cli.batch.reading import Clip
+from seats_cli.batch.records import Asking, Record, failure
 from seats_cli.cli.batch_screen import BatchScreen
 from seats_cli.cli.console import Terminal
 from seats_cli.errors import DeviceError, MediaError, UsageError
@@ -408,3 +411,71 @@ def test_what_waits_for_its_turn_is_kept_when_a_run_is_stopped(
     script.replies = {}
     run("ask", "videos", "why?", "-o", "out.jsonl")
     assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "b", "c", "z"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "arguments", "expected"),
+    [
+        (0, [], None),
+        (1, [], None),
+        (2, [], ["cuda:0", "cuda:1"]),
+        (2, ["--device", "cuda:1"], None),
+        (2, ["--device", "cpu"], None),
+        (2, ["--workers", "1"], ["auto"]),
+        (0, ["--workers", "2"], ["auto", "auto"]),
+        (2, ["--workers", "3"], ["cuda:0", "cuda:1", "cuda:0"]),
+    ],
+)
+def test_who_answers(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, arguments: list[str],
+    expected: list[str] | None,
+) -> None:  # fmt: skip
+    """A process a GPU where there are several, as many as were asked for, else this process."""
+    from seats_cli.batch import devices, team
+
+    crews: list[list[str]] = []
+
+    class ScriptedCrew:
+        described: ClassVar[dict[str, bool]] = {"is_embedded": True, "random_weights": False}
+
+        def __init__(self, devices: list[str], asking: Asking, **_: Any) -> None:
+            crews.append(list(devices))
+            self.asking = asking
+
+        def __enter__(self) -> "ScriptedCrew":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            crews.append(["ended"])
+
+        def answers(self, clips: list[Clip], listener: Any) -> Iterator[Record]:
+            listener.warn("a worker died", clips[0][0].path)
+            for clip in clips[::-1]:
+                yield failure(clip[0], self.asking, MediaError("no frame"))
+
+    monkeypatch.setattr(devices, "_gpus", lambda: gpus)
+    monkeypatch.setattr(devices, "_has_mps", lambda: False)
+    monkeypatch.setattr(team, "AnsweringCrew", ScriptedCrew)
+    result = run("ask", "videos", "why?", "-o", "out.jsonl", *arguments)
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "b", "c"]
+    if expected is None:
+        assert (crews, len(script.opened), result.exit_code) == ([], 1, 0)
+    else:
+        assert (crews, script.opened, result.exit_code) == ([expected, ["ended"]], [], 1)
+        assert "warning: videos/a.mp4: a worker died" in result.stderr
+
+
+def test_gpus_without_room_for_a_model_each_share_one(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seats_cli.batch import devices, team
+
+    def full(*_: Any, **__: Any) -> None:
+        raise DeviceError("out of memory")
+
+    monkeypatch.setattr(devices, "_gpus", lambda: 2)
+    monkeypatch.setattr(team, "AnsweringCrew", full)
+    result = run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert (result.exit_code, len(script.opened)) == (0, 1)
+    assert "warning: no GPU has room for a model of its own: out of memory" in result.stderr
+    assert run("ask", "videos", "how?", "-o", "out.jsonl", "--workers", "2").exit_code == 1
