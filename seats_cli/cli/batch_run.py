@@ -235,7 +235,7 @@ def _opened(terminal: Terminal, request: BatchRequest) -> Output:
     if form == "text" and len({item.question for item in request.items}) > 1:
         form = "text with questions"
     if request.output is None:
-        return Stream(form, terminal.answer_piece)
+        return Stream(form, terminal.record)
     return open_output(request.output, form, warn=terminal.warn, overwrite=request.overwrite)
 
 
