@@ -25,8 +25,7 @@ class BatchScreen:
         self.terminal, self.total, self.keeps_errors = terminal, total, keeps_errors
         self.ok = self.failed = self.lossy = 0
         self._now = now
-        self._began = now()
-        self._spoken = self._began + FIRST_LINE_S - LINE_EVERY_S
+        self.begin()
         self._clips: set[tuple[Any, ...]] = set()
         self._kept_sum, self._kept_n = 0.0, 0
         self._at = ""
@@ -40,6 +39,7 @@ class BatchScreen:
     def begin(self) -> None:
         """The model is loaded: from here on time counts."""
         self._began = self._now()
+        self._spoken = self._began + FIRST_LINE_S - LINE_EVERY_S
 
     def stage(self, path: str, stage: str, done: int, total: int) -> None:
         """Where a clip is."""

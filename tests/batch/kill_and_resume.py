@@ -52,6 +52,7 @@ def started(folder: Path, out: Path, options: tuple[str, ...]) -> subprocess.Pop
     return subprocess.Popen(
         [*command, "--max-new-tokens", "8", *options], cwd=folder, env=environment, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's is ignored
     )  # fmt: skip
 
 

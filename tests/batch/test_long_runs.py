@@ -1,13 +1,15 @@
 """The two long proofs, small here and whole with -m slow: killed runs, and damaged files."""
 
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from batch.fuzz import fuzz
-from batch.kill_and_resume import KILLS, compare
+from batch.kill_and_resume import KILLS, compare, lines_in, started, write_clips
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +32,31 @@ def holds(report: dict, count: int) -> None:  # type: ignore[type-arg]
 @pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["alone", "workers"])
 def test_a_run_that_is_killed_three_times_loses_nothing(tmp_path: Path, options: tuple[str, ...]) -> None:
     holds(compare(200, tmp_path, options=options), 200)
+
+
+@needs_kill
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_ends_its_line_and_says_how_to_go_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """In the middle of an answer, while another clip is being read."""
+    (tmp_path / "clips").mkdir()
+    write_clips(tmp_path / "clips", 40)
+    out = tmp_path / "out.jsonl"
+    process = started(tmp_path, out, ())
+    until = time.monotonic() + 120
+    while lines_in(out) < 3 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted; the same command goes on from there" in stderr
+    assert "Traceback" not in stderr
+    names = [Path(json.loads(line)["path"]).name for line in out.read_text().splitlines()]
+    assert out.read_bytes().endswith(b"\n")
+    assert 3 <= len(names) < 40
+    assert sorted(set(names)) == sorted(names)
+    assert names[:3] == ["0000.mp4", "0001.mp4", "0002.mp4"]
 
 
 @pytest.mark.slow
