@@ -173,14 +173,9 @@ def ask(
             compare=compare,
         )
         raise typer.Exit(answer_all(terminal, request))
-    if jsonl and form not in (None, "jsonl"):
-        raise UsageError(f"--jsonl and --format {form} contradict each other: choose one")
-    if output is None and (overwrite or retry_failed):
-        raise UsageError(f"{'--overwrite' if overwrite else '--retry-failed'} is about a file: give -o FILE")
+    many.check_output(output, form, jsonl=jsonl, overwrite=overwrite, retry_failed=retry_failed)
     if ray_address is not None and engine != "ray":
         raise UsageError("--ray-address is the address of --engine ray: give both")
-    if overwrite and retry_failed:
-        raise UsageError("--overwrite leaves nothing that --retry-failed could try again: choose one")
     many_asked = BatchRequest(
         items_of(terminal, sources),
         for_model,

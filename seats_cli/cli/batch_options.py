@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from seats_cli.cli.options import CLIP_PANEL, OUTPUT_PANEL, number, one_of
+from seats_cli.errors import UsageError
 
 SOURCES_PANEL = "Many files"
 WORK_PANEL = "Many processors"
@@ -234,6 +235,18 @@ def parse_limits(text: str | None) -> dict[str, float | None]:
                 param_hint="--limits",
             ) from None
     return found
+
+
+def check_output(
+    output: Path | None, form: str | None, *, jsonl: bool, overwrite: bool, retry_failed: bool
+) -> None:
+    """Raise UsageError for options of the output that do not go together."""
+    if jsonl and form not in (None, "jsonl"):
+        raise UsageError(f"--jsonl and --format {form} contradict each other: choose one")
+    if output is None and (overwrite or retry_failed):
+        raise UsageError(f"{'--overwrite' if overwrite else '--retry-failed'} is about a file: give -o FILE")
+    if overwrite and retry_failed:
+        raise UsageError("--overwrite leaves nothing that --retry-failed could try again: choose one")
 
 
 def typed(given: Sequence[tuple[str, object]]) -> list[str]:

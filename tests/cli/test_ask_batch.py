@@ -479,3 +479,11 @@ def test_gpus_without_room_for_a_model_each_share_one(
     assert (result.exit_code, len(script.opened)) == (0, 1)
     assert "warning: no GPU has room for a model of its own: out of memory" in result.stderr
     assert run("ask", "videos", "how?", "-o", "out.jsonl", "--workers", "2").exit_code == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_ends_the_run_and_says_so(run: Run, script: Script, folder: Path) -> None:
+    result = run("ask", "videos", "why?", "-o", "/dev/full", "--format", "jsonl")
+    assert result.exit_code == 1
+    assert "cannot write: No space left on device" in result.stderr
+    assert len(script.asked) == 1

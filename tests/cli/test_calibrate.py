@@ -13,8 +13,8 @@ import pytest
 
 from lab.tracing import document
 from make_clips import pictures, tone, write_clip
-from seats_cli.cli.loading import ended_like_ctrl_c
 from seats_cli.cli.calibrate_run import check_same_model
+from seats_cli.cli.loading import ended_like_ctrl_c
 from seats_cli.errors import SeatsError, UsageError
 from seats_cli.lab import trials
 from seats_cli.lab.sweep import Described, weights_fingerprint
