@@ -88,6 +88,8 @@ def ask(
     workers: many.WorkersOption = None,
     readers: many.ReadersOption = None,
     batch_size: many.BatchSizeOption = None,
+    engine: many.EngineOption = None,
+    ray_address: many.RayAddressOption = None,
     stats: opt.StatsOption = None,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = False,
@@ -163,6 +165,8 @@ def ask(
             ("--workers", workers),
             ("--readers", readers),
             ("--batch-size", batch_size),
+            ("--engine", engine),
+            ("--ray-address", ray_address),
         ]
     )
     if as_json or compare or not (batch or sources.many):
@@ -179,12 +183,9 @@ def ask(
             compare=compare,
         )
         raise typer.Exit(answer_all(terminal, request))
-    if jsonl and form not in (None, "jsonl"):
-        raise UsageError(f"--jsonl and --format {form} contradict each other: choose one")
-    if output is None and (overwrite or retry_failed):
-        raise UsageError(f"{'--overwrite' if overwrite else '--retry-failed'} is about a file: give -o FILE")
-    if overwrite and retry_failed:
-        raise UsageError("--overwrite leaves nothing that --retry-failed could try again: choose one")
+    many.check_output(output, form, jsonl=jsonl, overwrite=overwrite, retry_failed=retry_failed)
+    if ray_address is not None and engine != "ray":
+        raise UsageError("--ray-address is the address of --engine ray: give both")
     many_asked = BatchRequest(
         items_of(terminal, sources),
         for_model,
@@ -199,6 +200,8 @@ def ask(
         workers=workers,
         readers=readers,
         batch_size=batch_size,
+        ray=engine == "ray",
+        ray_address=ray_address,
     )
     raise typer.Exit(run_many(terminal, many_asked))
 

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from seats_cli.cli.options import CLIP_PANEL, OUTPUT_PANEL, number, one_of
+from seats_cli.errors import UsageError
 
 SOURCES_PANEL = "Many files"
 WORK_PANEL = "Many processors"
+ENGINES = ("local", "ray")
 FORMS = ("jsonl", "csv", "text")  # of seats_cli.batch.output; a test keeps them equal
 
 
@@ -146,7 +148,7 @@ WorkersOption = Annotated[
         metavar="N",
         parser=number(least=1, whole=True),
         rich_help_panel=WORK_PANEL,
-        show_default="this process alone",
+        show_default="one a GPU where there are several, else this process alone",
         help="Answer in N processes, each with a copy of the model, on the GPUs in turns. A file that kills "
         "its process is tried once more, alone, and is then a failure like others.",
     ),
@@ -172,6 +174,29 @@ BatchSizeOption = Annotated[
         rich_help_panel=WORK_PANEL,
         show_default="8 where a CUDA graph decodes, else 1",
         help="Decode up to N answers together, on a GPU with --graphs.",
+    ),
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="ENGINE",
+        parser=one_of(ENGINES),
+        rich_help_panel=WORK_PANEL,
+        show_default="local",
+        help="local: this machine. ray: a Ray cluster, a model a GPU, or as many as --workers says (pip "
+        "install 'seats-cli[ray]').",
+    ),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        rich_help_panel=WORK_PANEL,
+        show_default="a cluster of this machine, for this run",
+        help="With --engine ray: HOST:PORT of a cluster whose hosts see the files under the same names; auto "
+        "for the one that this host is part of.",
     ),
 ]
 LimitsOption = Annotated[
@@ -235,6 +260,18 @@ def parse_limits(text: str | None) -> dict[str, float | None]:
                 param_hint="--limits",
             ) from None
     return found
+
+
+def check_output(
+    output: Path | None, form: str | None, *, jsonl: bool, overwrite: bool, retry_failed: bool
+) -> None:
+    """Raise UsageError for options of the output that do not go together."""
+    if jsonl and form not in (None, "jsonl"):
+        raise UsageError(f"--jsonl and --format {form} contradict each other: choose one")
+    if output is None and (overwrite or retry_failed):
+        raise UsageError(f"{'--overwrite' if overwrite else '--retry-failed'} is about a file: give -o FILE")
+    if overwrite and retry_failed:
+        raise UsageError("--overwrite leaves nothing that --retry-failed could try again: choose one")
 
 
 def typed(given: Sequence[tuple[str, object]]) -> list[str]:

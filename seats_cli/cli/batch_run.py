@@ -2,8 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from seats_cli.cli.loading import (
     quieten_libraries,
     say_whose_answers,
 )
-from seats_cli.errors import MediaError
+from seats_cli.errors import DeviceError, MediaError, SeatsError
 
 if TYPE_CHECKING:
     from seats_cli.batch.decoders import Pace
@@ -51,6 +51,8 @@ class BatchRequest:
     workers: int | None = None
     readers: int | None = None
     batch_size: int | None = None
+    ray: bool = False
+    ray_address: str | None = None
 
 
 class _Enough(Exception):
@@ -69,13 +71,13 @@ def run_many(terminal: Terminal, request: BatchRequest) -> int:
         left = left_of(items, output.known)
         _say_what_is_there(terminal, request, left, output, set(wanted))
         screen = BatchScreen(terminal, len(left.items), keeps_errors=_form(request) != "text")
-        code = _ask_all(terminal, request, left.items, output, screen)
-        if code is None and isinstance(output, AnswerFile) and not request.unordered:
-            output.put_in_order(wanted)
-    not_run = len(left.items) - screen.done
-    screen.summary(
-        skipped=left.done, skipped_failed=left.failed, not_run=not_run, retry=_retry_command(request)
-    )
+        try:
+            code = _ask_all(terminal, request, left.items, output, screen)
+            if code is None and isinstance(output, AnswerFile) and not request.unordered:
+                output.put_in_order(wanted)
+        finally:
+            if screen.done or not left.items:
+                screen.summary(left, retry=_retry_command(request))
     if code == opt.INTERRUPTED:
         told = (
             "the same command goes on from there" if request.output is not None else "-o FILE keeps answers"
@@ -98,20 +100,23 @@ def _ask_all(
     order = InOrder([item.key for item in items], write)
     put = write if request.unordered else order.put
     try:
-        for record in _records(terminal, request, items, screen):
-            put(record)
+        with closing(_records(terminal, request, items, screen)) as records:
+            for record in records:
+                put(record)
     except _Enough:
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SeatsError) as ended:
         if request.output is not None:
             order.flush()
+        if isinstance(ended, SeatsError):
+            raise
         return opt.INTERRUPTED
     return None
 
 
 def _records(
     terminal: Terminal, request: BatchRequest, items: Sequence[Item], screen: BatchScreen
-) -> Iterator["Record"]:
+) -> Generator["Record", None, None]:
     """The records of all items, as they are finished. Where no file can be opened no model is loaded."""
     problems = {path: problem for path in {item.path for item in items} if (problem := _problem_of(path))}
     if problems:
@@ -130,8 +135,8 @@ def _answers(
 ) -> Iterator["Record"]:
     """The records of clips that are there, by whoever was asked to answer."""
     with ExitStack() as stack:
-        if request.workers is None:
-            answers = alone(terminal, request, len(clips), stack)
+        if request.ray:
+            answers = gather_by_ray(terminal, request, stack)
         else:
             answers = gather(terminal, request, len(clips), stack)
         screen.begin()
@@ -164,7 +169,8 @@ def alone(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitSt
 
 
 def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitStack) -> Answers:
-    """Processes, one a device; the stack ends them."""
+    """As many processes as were asked for, else one a GPU where there are several; else this one. The stack
+    ends them."""
     quieten_libraries(terminal)
     with leaving_at_once(terminal):
         from seats_cli.batch.devices import choose_workers
@@ -173,17 +179,47 @@ def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitS
 
         model = request.model
         devices = choose_workers(request.workers, n_clips, model)
+    if request.workers is None and not (len(devices) > 1 and devices[0].startswith("cuda")):
+        return alone(terminal, request, n_clips, stack)
     terminal.detail(f"{counted(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}")
     pace = _pace(terminal, request, n_clips, devices)
-    crew = stack.enter_context(
-        AnsweringCrew(devices, _asking(request), warn=terminal.warn, log=terminal.detail, pace=pace)
-    )
+    try:
+        crew = AnsweringCrew(devices, _asking(request), warn=terminal.warn, log=terminal.detail, pace=pace)
+    except DeviceError as error:
+        if request.workers is not None:
+            raise
+        terminal.warn(f"no GPU has room for a model of its own: {error} Going on in one process.")
+        return alone(terminal, request, n_clips, stack)
+    stack.enter_context(crew)
     say_whose_answers(terminal, **crew.described)
+    warn = _warner(terminal)
+    return lambda clips, screen: crew.answers(clips, Listener(stage=screen.stage, warn=warn))
 
+
+def gather_by_ray(terminal: Terminal, request: BatchRequest, stack: ExitStack) -> Answers:
+    """Actors of a Ray cluster; the stack lets go of it."""
+    quieten_libraries(terminal)
+    with leaving_at_once(terminal):
+        from seats_cli.batch.ray_engine import RayTeam
+        from seats_cli.batch.reading import Listener
+
+    team = stack.enter_context(RayTeam(_asking(request), address=request.ray_address, actors=request.workers))
+    terminal.detail(f"ray: {counted(team.size, 'actor')} at {request.ray_address or 'this machine'}")
+    model = request.model
+    say_whose_answers(
+        terminal,
+        is_embedded=model["model"] == opt.EMBEDDED_MODEL,
+        random_weights=model["load_format"] == "dummy",
+    )
+    warn = _warner(terminal)
+    return lambda clips, screen: team.answers(clips, Listener(stage=screen.stage, warn=warn))
+
+
+def _warner(terminal: Terminal) -> Callable[[str, str | None], None]:
     def warn(message: str, path: str | None) -> None:
         terminal.warn(message if path is None or path in message else f"{path}: {message}")
 
-    return lambda clips, screen: crew.answers(clips, Listener(stage=screen.stage, warn=warn))
+    return warn
 
 
 def _pace(
@@ -236,7 +272,7 @@ def _opened(terminal: Terminal, request: BatchRequest) -> Output:
     if form == "text" and len({item.question for item in request.items}) > 1:
         form = "text with questions"
     if request.output is None:
-        return Stream(form, terminal.answer_piece)
+        return Stream(form, terminal.record)
     return open_output(request.output, form, warn=terminal.warn, overwrite=request.overwrite)
 
 

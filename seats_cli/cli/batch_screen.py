@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from seats_cli.batch.resume import Left
 from seats_cli.cli.console import Terminal
 from seats_cli.cli.eval_screen import counted, span
 from seats_cli.errors import SeatsError
@@ -24,8 +25,7 @@ class BatchScreen:
         self.terminal, self.total, self.keeps_errors = terminal, total, keeps_errors
         self.ok = self.failed = self.lossy = 0
         self._now = now
-        self._began = now()
-        self._spoken = self._began + FIRST_LINE_S - LINE_EVERY_S
+        self.begin()
         self._clips: set[tuple[Any, ...]] = set()
         self._kept_sum, self._kept_n = 0.0, 0
         self._at = ""
@@ -39,6 +39,7 @@ class BatchScreen:
     def begin(self) -> None:
         """The model is loaded: from here on time counts."""
         self._began = self._now()
+        self._spoken = self._began + FIRST_LINE_S - LINE_EVERY_S
 
     def stage(self, path: str, stage: str, done: int, total: int) -> None:
         """Where a clip is."""
@@ -84,14 +85,14 @@ class BatchScreen:
             finally:
                 self._draw = None
 
-    def summary(self, *, skipped: int, skipped_failed: int, not_run: int, retry: str | None) -> None:
-        """What came of it, in one line, and how to try what failed again."""
+    def summary(self, left: Left, *, retry: str | None) -> None:
+        """What came of what was left to do, in one line, and how to try what failed again."""
         seconds = self._now() - self._began
-        failed = self.failed + skipped_failed
+        failed, not_run = self.failed + left.failed, self.total - self.done
         parts = [f"{self.ok} ok", f"{failed} failed"]
-        if skipped:
-            earlier = f" ({skipped_failed} of them failures)" if skipped_failed else ""
-            parts.append(f"{skipped} skipped: done before{earlier}")
+        if left.done:
+            earlier = f" ({left.failed} of them failures)" if left.failed else ""
+            parts.append(f"{left.done} skipped: done before{earlier}")
         if not_run:
             parts.append(f"{not_run} not asked")
         if self.lossy:

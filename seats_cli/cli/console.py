@@ -89,6 +89,13 @@ class Terminal:
         self._mid_line = True
         self.end_answer()
 
+    def record(self, text: str) -> None:
+        """Write one of many records, with its line end; a bar stays where stdout is not the same screen."""
+        if self.streams_answers:
+            self.answer_piece(text)
+        else:
+            self._write(self.out, text)
+
     def document(self, value: Mapping[str, Any]) -> None:
         """Write one JSON document; non-ASCII letters are escaped where stdout cannot carry them."""
         ascii_only = not _encoding(self.out).startswith("utf")
@@ -214,9 +221,14 @@ class Terminal:
             yield None
             return
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
-        columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, console=self._console(), transient=True)
+        words = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # a file's name may be long, and no markup
+        columns = (
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}", markup=False, table_column=words),
+        )
+        self._progress = Progress(*columns, console=self._console(), transient=True, expand=True)
         task = self._progress.add_task("", total=total)
 
         def draw(what: str, done: int) -> None:

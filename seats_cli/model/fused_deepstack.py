@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from seats_cli.model.fused_modules import ALIGNMENT, pack_rows, pad_columns
-from seats_cli.model.kernels import attention, layer_norm, rotate_pairs
+from seats_cli.model.kernels import attention, finished, layer_norm, rotate_pairs
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class FusedDeepstackVision:
     def plan(self, height: int, width: int) -> GridPlan:
         """What grids of this size share, made once."""
         if (height, width) not in self._plans:
-            self._plans[height, width] = self._make_plan(height, width)
+            made = self._make_plan(height, width)
+            finished(self._patch.device)
+            self._plans[height, width] = made
         return self._plans[height, width]
 
     def _make_plan(self, height: int, width: int) -> GridPlan:

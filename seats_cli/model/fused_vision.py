@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from seats_cli.model.fused_modules import ALIGNMENT, pack_rows, pad_columns
-from seats_cli.model.kernels import attention, rms_norm, rotate_pairs, silu_mul
+from seats_cli.model.kernels import attention, finished, rms_norm, rotate_pairs, silu_mul
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class FusedVision:
     def plan(self, height: int, width: int) -> GridPlan:
         """What grids of this size share, made once."""
         if (height, width) not in self._plans:
-            self._plans[height, width] = self._make_plan(height, width)
+            made = self._make_plan(height, width)
+            finished(self._patch.device)
+            self._plans[height, width] = made
         return self._plans[height, width]
 
     def _make_plan(self, height: int, width: int) -> GridPlan:

@@ -119,6 +119,13 @@ def _runs_flash(query: torch.Tensor) -> bool:
     )
 
 
+def finished(device: torch.device) -> None:
+    """Wait for what this thread has asked of the device: before its result is kept where other threads, which
+    launch on other streams, will find it."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def quick_attention(device: torch.device, n_tokens: int) -> AbstractContextManager[Any]:
     """Inside the block, all of the process's attention on CUDA uses kernels that need no plan made for each
     new length: what `attention` does for the fast paths, for transformers' own modules."""

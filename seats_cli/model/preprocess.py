@@ -145,7 +145,7 @@ def patchify(
 @lru_cache(maxsize=16)
 def _on_device(values: tuple[float, ...], rescale: float, device: torch.device) -> torch.Tensor:
     """Constants of channels in units of bytes, (3, 1): copied to the device once, not in every batch."""
-    return (torch.tensor(values, device=device) / rescale)[:, None]
+    return (torch.tensor(values) / rescale)[:, None].to(device)
 
 
 # ---- samples -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     apply_rotary_pos_emb_vision,
 )
 
+from seats_cli.errors import ModelError
 from seats_cli.model.adapter import AudioBlock, Encoded, Geometry
 from seats_cli.model.fused_audio import FusedConvolvedAudio
 from seats_cli.model.fused_deepstack import FusedDeepstackVision
@@ -32,6 +33,7 @@ SPECIAL_TOKENS = {
     "video": ("video_token_id", "<|video_pad|>"),
     "audio": ("audio_token_id", "<|audio_pad|>"),
 }
+CHUNK_FRAMES = 100  # mel frames that become 13 tokens, in transformers' count of them as in ours
 WINDOW_S = 1.0  # of sound without video; with video a window is a grid, usually as long
 
 
@@ -165,6 +167,12 @@ def read_geometry(config: Any, mel: MelSpec) -> Geometry:
     """The sizes that a `Qwen3OmniMoeThinkerConfig` states."""
     text, vision, audio = config.text_config, config.vision_config, config.audio_config
     chunk = 2 * audio.n_window
+    if chunk != CHUNK_FRAMES or audio.n_window_infer % chunk:
+        raise ModelError(
+            f"audio chunks of {chunk} mel frames, attended to in blocks of {audio.n_window_infer}, are not "
+            f"known: Qwen3-Omni's are {CHUNK_FRAMES}, in blocks of whole chunks",
+            hint="n_window and n_window_infer of audio_config in config.json say so",
+        )
     return Geometry(
         family="qwen3_omni_moe",
         n_layers=text.num_hidden_layers,

@@ -7,7 +7,9 @@ each kind. The same seed makes the same files.
 """
 
 import json
+import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -167,6 +169,7 @@ def fuzz(count: int, folder: Path, *, timeout_s: float, options: tuple[str, ...]
         "errors": dict(Counter(r["error"]["kind"] for r in records if not r["ok"]).most_common()),
         "by_container": _table(by_name, {name: name.rpartition(".")[2] for name in done}),
         "by_damage": _table(by_name, done),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
         "slowest_read_s": max((r["timing"]["read_s"] for r in records if r["ok"]), default=None),
     }
 
@@ -180,8 +183,6 @@ def _table(records: Mapping[str, Mapping[str, Any]], group: Mapping[str, str]) -
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seats_cli.batch import output
+from seats_cli.batch import lines, output
 from seats_cli.batch.output import COLUMNS, InOrder, Stream, form_of, open_output
 from seats_cli.batch.records import Asking, Record, failure
 from seats_cli.batch.resume import in_order
@@ -270,3 +270,25 @@ def test_the_columns_are_those_of_a_record() -> None:
         inner = {"error": record("b")["error"]}.get(key, value)
         flat += [f"{key}.{name}" for name in inner] if isinstance(inner, dict) else [key]
     assert flat == list(COLUMNS)
+
+
+def test_a_file_that_another_run_put_in_order_meanwhile_is_opened_anew(
+    tmp_path: Path, warned: Warnings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run takes the old file's place between our opening and our lock: ours would be nobody's."""
+    path, anew = tmp_path / "out.jsonl", tmp_path / "anew.jsonl"
+    for each, key in ((path, "old"), (anew, "new")):
+        with open_output(each, "jsonl", warn=warned) as file:
+            file.append(record(key, "so"))
+    real = lines.lock
+
+    def late(stream: Any) -> bool:
+        if anew.exists():
+            os.replace(anew, path)
+        return real(stream)
+
+    monkeypatch.setattr(lines, "lock", late)
+    with open_output(path, "jsonl", warn=warned) as file:
+        assert file.known == {"new": True}
+        file.append(record("more", "so"))
+    assert [row["key"] for row in rows(path)] == ["new", "more"]

@@ -4,13 +4,18 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from cli.conftest import Run, Script
-from seats_cli.errors import MediaError, UsageError
+from seats_cli.batch.reading import Clip
+from seats_cli.batch.records import Asking, Record, failure
+from seats_cli.cli.batch_screen import BatchScreen
+from seats_cli.cli.console import Terminal
+from seats_cli.errors import DeviceError, MediaError, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,10 +33,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def lines(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
-def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
 def piped(run: Run, data: bytes, *arguments: str) -> Any:
@@ -361,3 +362,150 @@ def test_the_limits_that_are_shown_are_those_of_the_room() -> None:
 
     shown = batch_options.LimitsOption.__metadata__[0].show_default
     assert Limits(**batch_options.parse_limits(shown)) == Limits()
+
+
+def test_a_device_that_is_lost_keeps_what_is_done_and_ends_the_run(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seats_cli.batch import run as scheduler
+
+    def lost(device: Any, error: Exception) -> None:
+        raise DeviceError("the GPU no longer answers", hint="the same command goes on with the next file")
+
+    monkeypatch.setattr(scheduler, "check_device", lost)
+    script.replies = {"b.mp4": RuntimeError("CUDA error")}
+    result = run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert result.exit_code == 1
+    assert "error: the GPU no longer answers" in result.stderr
+    assert "1 ok, 1 failed, 1 not asked" in result.stderr
+    assert [record["ok"] for record in lines("out.jsonl")] == [True, False]  # b is not met again
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_progress_says_how_far_how_fast_how_long_and_where() -> None:
+    clock, err = Clock(), io.StringIO()
+    terminal = Terminal()
+    terminal.err = err
+    screen = BatchScreen(terminal, 4, keeps_errors=True, now=clock)
+    screen.begin()
+    tokens = {"kept": 0.1}
+    for number in range(2):
+        clock.now += 9.0
+        screen.stage(f"{number}.mp4", "encode_video", 1, 2)
+        screen.record(
+            {
+                "path": f"{number}.mp4",
+                "start_s": None,
+                "end_s": None,
+                "ok": True,
+                "tokens": tokens,
+                "warnings": [],
+            }
+        )
+    assert screen.status() == "2 of 4 answers, 400 clips/h, 18 s left, 10.0% of tokens kept"
+    said = err.getvalue().splitlines()  # a line after ten seconds, then one every thirty
+    assert said == ["1 of 4 answers, 200 clips/h, 54 s left, 10.0% of tokens kept; at 1.mp4: encode video"]
+    for _ in range(29):
+        clock.now += 1.0
+        screen.stage("2.mp4", "read", 1, 2)
+    assert len(err.getvalue().splitlines()) == 1
+    clock.now += 1.0
+    screen.stage("2.mp4", "read", 1, 2)
+    assert len(err.getvalue().splitlines()) == 2
+
+
+def test_what_waits_for_its_turn_is_kept_when_a_run_is_stopped(
+    run: Run, script: Script, folder: Path
+) -> None:
+    (folder / "z.mp4").touch()  # known to fail before anything runs
+    script.replies = {"b.mp4": KeyboardInterrupt()}
+    assert run("ask", "videos", "why?", "-o", "out.jsonl").exit_code == 130
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "z"]
+    script.replies = {}
+    run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "b", "c", "z"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "arguments", "expected"),
+    [
+        (0, [], None),
+        (1, [], None),
+        (2, [], ["cuda:0", "cuda:1"]),
+        (2, ["--device", "cuda:1"], None),
+        (2, ["--device", "cpu"], None),
+        (2, ["--workers", "1"], ["auto"]),
+        (0, ["--workers", "2"], ["auto", "auto"]),
+        (2, ["--workers", "3"], ["cuda:0", "cuda:1", "cuda:0"]),
+    ],
+)
+def test_who_answers(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, arguments: list[str],
+    expected: list[str] | None,
+) -> None:  # fmt: skip
+    """A process a GPU where there are several, as many as were asked for, else this process."""
+    from seats_cli.batch import devices, team
+
+    crews: list[list[str]] = []
+
+    class ScriptedCrew:
+        described: ClassVar[dict[str, bool]] = {"is_embedded": True, "random_weights": False}
+
+        def __init__(self, devices: list[str], asking: Asking, **_: Any) -> None:
+            crews.append(list(devices))
+            self.asking = asking
+
+        def __enter__(self) -> "ScriptedCrew":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            crews.append(["ended"])
+
+        def answers(self, clips: list[Clip], listener: Any) -> Iterator[Record]:
+            listener.warn("a worker died", clips[0][0].path)
+            for clip in clips[::-1]:
+                yield failure(clip[0], self.asking, MediaError("no frame"))
+
+    monkeypatch.setattr(devices, "_gpus", lambda: gpus)
+    monkeypatch.setattr(devices, "_has_mps", lambda: False)
+    monkeypatch.setattr(team, "AnsweringCrew", ScriptedCrew)
+    result = run("ask", "videos", "why?", "-o", "out.jsonl", *arguments)
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "b", "c"]
+    if expected is None:
+        assert (crews, len(script.opened), result.exit_code) == ([], 1, 0)
+    else:
+        assert (crews, script.opened, result.exit_code) == ([expected, ["ended"]], [], 1)
+        assert "warning: videos/a.mp4: a worker died" in result.stderr
+
+
+def test_gpus_without_room_for_a_model_each_share_one(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seats_cli.batch import devices, team
+
+    def full(*_: Any, **__: Any) -> None:
+        raise DeviceError("out of memory")
+
+    monkeypatch.setattr(devices, "_gpus", lambda: 2)
+    monkeypatch.setattr(team, "AnsweringCrew", full)
+    result = run("ask", "videos", "why?", "-o", "out.jsonl")
+    assert (result.exit_code, len(script.opened)) == (0, 1)
+    assert "warning: no GPU has room for a model of its own: out of memory" in result.stderr
+    assert run("ask", "videos", "how?", "-o", "out.jsonl", "--workers", "2").exit_code == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_ends_the_run_and_says_so(run: Run, script: Script, folder: Path) -> None:
+    result = run("ask", "videos", "why?", "-o", "/dev/full", "--format", "jsonl")
+    assert result.exit_code == 1
+    assert "cannot write: No space left on device" in result.stderr
+    assert len(script.asked) == 1

@@ -189,3 +189,29 @@ def test_what_does_not_apply_is_a_dash() -> None:
     assert rows["KV cache"] == ("1.0 MiB", "0 B", "-")
     assert rows["prefill compute"] == ("1.00 TFLOPs", "100.00 GFLOPs", "10.00x")
     assert tokens.title.endswith("random weights")
+
+
+def test_a_bar_stays_while_records_go_to_a_file(terminal: Terminal) -> None:
+    terminal.out = Screen(watched=False)
+    with terminal.bar(4) as draw:
+        assert draw is not None
+        draw(f"1 of 4 - [bold]odd\x07[/] name{'x' * 200}.mp4: read", 1)
+        terminal.record('{"ok": true}\n')
+        assert terminal._progress is not None
+        terminal._progress.refresh()
+        drawn = err(terminal)
+    assert "1 of 4 - [bold]odd\\x07[/] name" in drawn  # what it says, and nothing that a name could do
+    assert "…" in drawn  # on one line
+    assert out(terminal) == '{"ok": true}\n'
+    assert terminal._progress is None
+
+
+def test_no_bar_over_answers_or_for_nobody(terminal: Terminal) -> None:
+    with terminal.bar(4) as draw:  # answers go to the same screen
+        assert draw is None
+    terminal.out, terminal.err = Screen(watched=False), Screen(watched=False)
+    with terminal.bar(4) as draw:
+        assert draw is None
+    terminal.err, terminal.quiet = Screen(), True
+    with terminal.bar(4) as draw:
+        assert draw is None

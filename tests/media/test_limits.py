@@ -1,5 +1,7 @@
 """What a file may cost: refused before it hurts, and playlists never followed."""
 
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,35 @@ def test_a_playlist_is_never_followed(tmp_path: Path, clip: Path, name: str) -> 
         path.write_text(PLAYLISTS[name](clip))
         with pytest.raises(MediaFormat, match="a playlist"):
             open_clip(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX pipes")
+def test_what_a_playlist_names_is_not_even_opened(tmp_path: Path) -> None:
+    """It names a pipe; a writer finds out whether anybody has opened it to read."""
+    pipe = tmp_path / "segment.ts"
+    os.mkfifo(pipe)
+    opened, done = threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.001):
+            try:
+                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:  # nobody reads
+                continue
+            opened.set()
+            return
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        path = tmp_path / "list.m3u8"
+        path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:3,\nsegment.ts\n#EXT-X-ENDLIST\n")
+        with pytest.raises(MediaFormat):
+            open_clip(path)
+    finally:
+        done.set()
+        looking.join()
+    assert not opened.is_set()
 
 
 def test_names_with_patterns_and_protocols_are_names(tmp_path: Path, clip: Path) -> None:

@@ -45,6 +45,18 @@ def test_a_field_that_is_read_must_be_stated(
         read_thinker_config(Checkpoint("lacking", tmp_path))
 
 
+@pytest.mark.parametrize(("field", "value"), [("n_window", 40), ("n_window_infer", 450)])
+def test_audio_chunks_that_nobody_can_count_are_refused(
+    field: str, value: int, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(make_checkpoint(QWEN3), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["thinker_config"]["audio_config"][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"blocks of {450 if value == 450 else 400}, are not known"):
+        load_model(str(tmp_path), device="cpu", dtype="float32")
+
+
 @pytest.mark.parametrize("token", ["vision_end_token_id", "audio_end_token_id"])
 def test_qwen3s_end_marks_may_come_from_the_tokenizer(
     token: str, make_checkpoint: Callable[..., Path], tmp_path: Path, qwen3_adapter: Adapter

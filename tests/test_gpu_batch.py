@@ -1,0 +1,76 @@
+"""On a CUDA device: reading one clip ahead, on a stream of its own, changes no record; nor do workers."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from seats_cli.batch.reading import Clip, Listener
+from seats_cli.batch.records import Asking, Record
+from seats_cli.batch.run import check_device, run_batch
+from seats_cli.batch.sources import Item
+from seats_cli.batch.team import AnsweringCrew
+from seats_cli.errors import DeviceError
+from seats_cli.session import ModelOptions, Session
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """Twelve clips of the toy world, two questions each, one broken."""
+    from seats_cli.demo.write import write_clip
+
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(12):
+        write_clip(folder / f"{number}.mp4", number, 8.0 + number % 3, "dev", size=128)
+    (folder / "5.mp4").write_bytes(b"broken")
+    return [
+        tuple(
+            Item(str(folder / f"{number}.mp4"), text, key=f"{number}-{i}")
+            for i, text in enumerate(("what is said?", "which shape is white"))
+        )
+        for number in range(12)
+    ]
+
+
+def timeless(records: Any) -> list[Record]:
+    return [{**record, "timing": None} for record in records]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_reading_ahead_changes_nothing(clips: list[Clip], dtype: str, fast: bool) -> None:
+    """Several times over: what is shared by mistake between two streams is wrong now and then only."""
+    asking = Asking({"model": "tiny"}, {"max_new_tokens": 12, "ratio": 0.2})
+    session = Session(ModelOptions(device="cuda", dtype=dtype, compile=fast, graphs=fast))
+    plain = timeless(run_batch(session, clips, asking, ahead=0))
+    assert [record["ok"] for record in plain].count(False) == 2
+    for ahead in (1, 1, 2, 3):
+        assert timeless(run_batch(session, clips, asking, ahead=ahead)) == plain
+
+
+def test_a_worker_on_a_gpu_answers_as_this_process_does(clips: list[Clip]) -> None:
+    model = {"model": "tiny", "device": "auto", "dtype": "float32"}
+    asking = Asking(model, {"max_new_tokens": 12, "ratio": 0.2})
+    session = Session(ModelOptions(device="cuda", dtype="float32"))
+    plain = timeless(run_batch(session, clips, asking, ahead=0))
+    with AnsweringCrew(["cuda:0"], asking, warn=pytest.fail, log=lambda _: None) as crew:
+        found = {record["key"]: record for record in timeless(crew.answers(clips, Listener()))}
+    assert [found[record["key"]] for record in plain] == plain
+
+
+def test_an_error_that_the_device_survives_is_the_question_s_alone() -> None:
+    check_device(torch.device("cuda"), RuntimeError("shapes do not match"))
+
+
+def test_a_lost_device_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(DeviceError, match=r"illegal memory access was encountered$"):
+        check_device(torch.device("cuda"), RuntimeError("CUDA error"))
