@@ -18,10 +18,11 @@ from typing import Any
 
 from seats_cli import errors
 from seats_cli.batch.crew import TRIES, WorkerError
+from seats_cli.batch.decoders import IN_THIS_PROCESS, Pace
 from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record, failure
 from seats_cli.batch.sources import Item
-from seats_cli.batch.team import described
+from seats_cli.batch.team import answered, described
 from seats_cli.errors import SeatsError, UsageError
 
 MOST_IN_A_BLOCK = 16  # clips: enough to read ahead within a block, few enough to be lost together
@@ -31,7 +32,9 @@ BLOCKS_PER_ACTOR = 4  # at least, so that the last ones finish together
 class Answerer:
     """An actor: a session, and the records of the clips of each block, as they are finished."""
 
-    def __init__(self, asking: Asking, folder: str, threads: int | None) -> None:
+    def __init__(
+        self, asking: Asking, folder: str, threads: int | None, pace: Pace = IN_THIS_PROCESS
+    ) -> None:
         """`folder`: where the command was typed, for files that were named relative to it; `threads`: of a
         CPU, None to leave them alone."""
         import torch
@@ -42,7 +45,7 @@ class Answerer:
             os.chdir(folder)
         if threads is not None:
             torch.set_num_threads(threads)
-        self._asking = asking
+        self._asking, self._pace = asking, pace
         self._problem: SeatsError | None = None
         try:
             self._session = Session(ModelOptions(**asking.model), limits=Limits(**asking.limits))
@@ -52,14 +55,12 @@ class Answerer:
 
     def __call__(self, block: Mapping[str, Any]) -> Iterator[dict[str, list[str]]]:
         """Rows with a `clip` (JSON) each, to rows with a `record` (JSON) each."""
-        from seats_cli.batch.run import run_batch
-
         if self._problem is not None:
             told = [type(self._problem).__name__, str(self._problem), self._problem.hint]
             yield {"record": [json.dumps({"problem": told})]}
             return
         clips = [tuple(Item(**item) for item in json.loads(text)) for text in block["clip"]]
-        for record in run_batch(self._session, clips, self._asking):
+        for record in answered(self._session, clips, self._asking, self._pace):
             yield {"record": [json.dumps(record)]}
 
 
@@ -70,14 +71,22 @@ class RayTeam:
     Whatever Ray prints to stdout meanwhile goes to stderr.
     """
 
-    def __init__(self, asking: Asking, *, address: str | None = None, actors: int | None = None) -> None:
-        """`actors`: one a GPU of the cluster where none is given, one on a cluster without GPUs.
+    def __init__(
+        self,
+        asking: Asking,
+        *,
+        address: str | None = None,
+        actors: int | None = None,
+        pace: Pace = IN_THIS_PROCESS,
+    ) -> None:
+        """`actors`: one a GPU of the cluster where none is given, one on a cluster without GPUs; `pace`: of
+        each.
 
         Raises UsageError where Ray is not installed."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers of this run
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         self._ray = _imported()
-        self._asking, self._address, self._actors = asking, address, actors
+        self._asking, self._address, self._actors, self._pace = asking, address, actors, pace
         self._redirected = redirect_stdout(sys.stderr)
         self._gpus = 0
         self._threads: int | None = None
@@ -141,16 +150,16 @@ class RayTeam:
         blocks = data.from_items(rows, override_num_blocks=-(-len(rows) // in_a_block))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # _remote_options: Ray has no other way to say it yet
-            answered = blocks.map_batches(
+            rows_back = blocks.map_batches(
                 Answerer,
                 batch_size=in_a_block,
                 compute=data.ActorPoolStrategy(size=min(self.size, len(rows))),
-                fn_constructor_args=(self._asking, os.getcwd(), self._threads),
+                fn_constructor_args=(self._asking, os.getcwd(), self._threads, self._pace),
                 num_gpus=min(1.0, self._gpus / self.size) if self._gpus else None,
                 num_cpus=1,
                 ray_remote_args_fn=_remote_options,
             )
-        for row in answered.iter_rows():
+        for row in rows_back.iter_rows():
             record = json.loads(row["record"])
             if "problem" in record:
                 kind, message, hint = record["problem"]

@@ -200,10 +200,15 @@ def gather_by_ray(terminal: Terminal, request: BatchRequest, stack: ExitStack) -
     """Actors of a Ray cluster; the stack lets go of it."""
     quieten_libraries(terminal)
     with leaving_at_once(terminal):
+        from seats_cli.batch.decoders import Pace
         from seats_cli.batch.ray_engine import RayTeam
         from seats_cli.batch.reading import Listener
 
-    team = stack.enter_context(RayTeam(_asking(request), address=request.ray_address, actors=request.workers))
+    # What the cluster's hosts have is not known here, so nothing is chosen for them.
+    pace = Pace(request.readers or 0, request.batch_size or 1)
+    team = stack.enter_context(
+        RayTeam(_asking(request), address=request.ray_address, actors=request.workers, pace=pace)
+    )
     terminal.detail(f"ray: {counted(team.size, 'actor')} at {request.ray_address or 'this machine'}")
     model = request.model
     say_whose_answers(
