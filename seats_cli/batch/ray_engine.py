@@ -1,9 +1,10 @@
 """Who answers on many GPUs and many hosts: Ray Data, with an actor for each model (extra `seats-cli[ray]`).
 
 Clips are rows, in blocks; an actor runs the scheduler of run.py over a block. Records come back to this
-process, which alone writes. A block whose actor dies loses what it had not given yet: those clips go out once
-more, each in a block of its own, to whatever actor is free, and what does not come back then is recorded as
-failed. What fails without killing anybody is a record like others and is never tried again.
+process, which alone writes. A block whose actor dies loses what it had not given yet, and so do blocks that
+wait for that actor. Those clips go out again, each in a block of its own, and what is missing still one after
+the other, each with an actor to itself: what does not come back then is what actors die of, and is recorded
+as failed. What fails without killing anybody is a record like others and is never tried again.
 """
 
 import json
@@ -14,10 +15,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 from seats_cli import errors
-from seats_cli.batch.crew import TRIES, WorkerError
+from seats_cli.batch.crew import WorkerError
 from seats_cli.batch.decoders import IN_THIS_PROCESS, Pace
 from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record, failure
@@ -25,6 +27,7 @@ from seats_cli.batch.sources import Item
 from seats_cli.batch.team import answered, described
 from seats_cli.errors import SeatsError, UsageError
 
+TRIES = 3  # of a clip that does not come back: in a block, in a block of its own, with an actor of its own
 MOST_IN_A_BLOCK = 16  # clips: enough to read ahead within a block, few enough to be lost together
 BLOCKS_PER_ACTOR = 4  # at least, so that the last ones finish together
 
@@ -129,8 +132,14 @@ class RayTeam:
                 return
             if attempt:
                 names = ", ".join(clip[0].path for clip in left[:3]) + (", ..." if len(left) > 3 else "")
-                listener.warn(f"an actor died or gave up; tried once more: {names}", None)
-            for record in self._run(left, 1 if attempt else in_a_block):
+                listener.warn(f"an actor died or gave up; tried again: {names}", None)
+            alone = attempt == TRIES - 1
+            runs = (
+                [self._run([clip], 1) for clip in left]
+                if alone
+                else [self._run(left, 1 if attempt else in_a_block)]
+            )
+            for record in chain.from_iterable(runs):
                 if missing.pop(record["key"], None) is not None:  # a block that ran twice tells twice
                     listener.stage(record["path"], "answered", 0, 0)
                     yield record
