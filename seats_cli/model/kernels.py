@@ -7,13 +7,13 @@ carries the norm before it and the sum behind it.
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from seats_cli.selection.diversity import has_triton
 
 SALIENCY_BLOCK = 64
 DECODE_SPLITS = (
@@ -30,12 +30,6 @@ class HeadNorms:
     query: torch.Tensor
     key: torch.Tensor
     eps: float
-
-
-@cache
-def has_triton() -> bool:
-    """Whether Triton can be imported; PyTorch's CUDA builds for Linux bring it."""
-    return find_spec("triton") is not None
 
 
 def is_fused(x: torch.Tensor) -> bool:
