@@ -18,7 +18,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"session", "measure", "demo", "lab", "batch"},
     "batch": {"session", "engine", "model", "measure", "media"},
     "lab": {"batch", "session", "engine", "model", "measure", "selection", "demo", "media"},
-    "session": {"media", "model", "engine", "selection", "measure"},
+    "session": {"asking", "media", "model", "engine", "selection", "measure"},
+    "asking": {"media", "model", "engine", "selection", "measure"},
     "engine": {"model", "selection", "measure"},
     "model": {"selection"},
     "measure": {"selection"},
@@ -51,6 +52,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     },  # the last two inside functions of doctor.py
     "batch": {"torch", "ray"},  # ray in ray_engine.py alone
     "session": {"torch", "numpy"},
+    "asking": set(),
     "engine": {"torch", "numpy"},
     "measure": {"torch"},
     "selection": {"torch", "triton"},  # triton in kernels.py alone, on CUDA
