@@ -26,14 +26,16 @@ KEY_LENGTH = 24
 def with_keys(items: Sequence[Item], model: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Item]:
     """The items, each with its key. `model`, `asked`: keywords of ModelOptions and AskOptions, as typed.
 
-    Where and how fast it runs (device, compile, graphs, offline) is not in the key.
+    Where and how fast it runs (device, compile, graphs, offline) is not in the key, and neither is what a
+    file may cost: failures are asked again when that is asked for. A row's own id is: whoever joins on it
+    finds a record of each.
     """
     name = resolve_model(model["model"])
     folder = Path(name).expanduser()
     whole = {
         "model": str(folder.absolute()) if folder.is_dir() else name,
         "weights": weights_fingerprint(model["model"]),
-        "loaded": [model.get(option) for option in ("dtype", "load_format", "revision")],
+        "loaded": [model.get(option) for option in ("dtype", "load_format", "revision", "quantize")],
         "asked": {**asked, "preset": _preset(asked.get("preset"))},
     }
     run = digest_of(whole)
@@ -43,7 +45,7 @@ def with_keys(items: Sequence[Item], model: Mapping[str, Any], asked: Mapping[st
         path = os.path.abspath(item.path)
         if path not in states:
             states[path] = file_state(Path(path))
-        about = [run, path, states[path], item.start_s, item.end_s, item.question]
+        about = [run, path, states[path], item.start_s, item.end_s, item.question, item.id]
         keyed.append(replace(item, key=digest_of(about)[:KEY_LENGTH]))
     return keyed
 

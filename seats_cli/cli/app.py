@@ -1,5 +1,6 @@
 """The `seats` command: which commands there are, and what happens to errors and interruptions."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -81,8 +82,17 @@ def seats(
     only the tokens that matter (SEATS, arXiv 2605.20035)."""
 
 
+def open_closed_streams() -> None:
+    """Let streams that were closed for this process (`>&-`) lead nowhere, before a file of ours, an output
+    perhaps, gets the number of one and whatever a library prints."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code: 0 all right, 1 some item failed, 2 usage, 130 stopped."""
+    open_closed_streams()
     decorated = sys.stdout.isatty() and sys.stderr.isatty()
     try:
         build_app(decorated=decorated)(list(arguments), prog_name="seats")

@@ -268,6 +268,8 @@ def check_output(
     """Raise UsageError for options of the output that do not go together."""
     if jsonl and form not in (None, "jsonl"):
         raise UsageError(f"--jsonl and --format {form} contradict each other: choose one")
+    if output is not None and str(output) == "-":
+        raise UsageError("-o - is no file", hint="leave -o out: --jsonl or --format writes to stdout")
     if output is None and (overwrite or retry_failed):
         raise UsageError(f"{'--overwrite' if overwrite else '--retry-failed'} is about a file: give -o FILE")
     if overwrite and retry_failed:

@@ -97,7 +97,10 @@ class BatchScreen:
             parts.append(f"{not_run} not asked")
         if self.lossy:
             parts.append(f"{self.lossy} with losses, see warnings")
-        self.terminal.note("; ".join([", ".join(parts), span(seconds), *self._rate()]))
+        line = "; ".join([", ".join(parts), span(seconds), *self._rate()])
+        if left.failed and not self.failed and self.terminal.quiet:
+            self.terminal.warn(line)  # else nothing would say why the exit code is 1
+        self.terminal.note(line)
         if failed and retry is not None:
             self.terminal.note(f"to try the failed ones again: {retry}")
 

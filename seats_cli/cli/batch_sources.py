@@ -45,6 +45,8 @@ def check(sources: Sources) -> None:
                 "--manifest names files and questions itself",
                 hint="leave out MEDIA, QUESTION, --from and --questions",
             )
+        if sources.recursive or sources.globs:
+            raise UsageError("--recursive and --glob are about folders, and a manifest has none")
         return
     if [*sources.media, sources.list_from].count(STDIN) > 1:
         raise UsageError("stdin can be read once only: give - once")
@@ -54,6 +56,11 @@ def check(sources: Sources) -> None:
         check_arguments(sources.media, sources.question, listed=lists)
     elif not sources.media and not lists:
         raise UsageError("files are missing", hint="seats ask videos/ --questions questions.txt")
+    elif len(sources.media) > 1 and not os.path.lexists(last := sources.media[-1]) and " " in last.strip():
+        raise UsageError(
+            f"with --questions every argument is a file, and there is no {last!r}",
+            hint="leave the question out, or write it into the file of questions",
+        )
 
 
 def check_arguments(media: Sequence[str], question: str, *, listed: bool = False) -> None:
@@ -92,7 +99,10 @@ def items_of(terminal: Terminal, sources: Sources) -> list[Item]:
         items = _manifest(sources.manifest)
     else:
         asked = [sources.question] if sources.questions is None else questions_in(sources.questions)
-        items = [Item(path, text) for path in files_of(terminal, sources) for text in asked]
+        files = files_of(terminal, sources)
+        if not files:
+            raise UsageError("nothing to ask about: the list names no file")
+        items = [Item(path, text) for path in files for text in asked]
     if sources.shard is not None:
         items = shard_of(items, *sources.shard)
     return items

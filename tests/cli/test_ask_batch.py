@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -509,3 +510,46 @@ def test_a_full_disk_ends_the_run_and_says_so(run: Run, script: Script, folder: 
     assert result.exit_code == 1
     assert "cannot write: No space left on device" in result.stderr
     assert len(script.asked) == 1
+
+
+def test_streams_that_are_closed_are_nobodys(tmp_path: Path) -> None:
+    """An output must not get the number of a closed stream, to which libraries may print."""
+    (tmp_path / "broken.mp4").write_bytes(b"broken")
+    command = f"{sys.executable} -m seats_cli ask . why -o answers.jsonl <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=120).returncode == 1
+    (line,) = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["error"]["kind"] == "media_format"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-", "why", "--jsonl"), "the list names no file"),
+        (("a.mp4", "what is said?", "--questions", "q.txt", "--jsonl"), "every argument is a file"),
+        (("a.mp4", "why", "-o", "-"), "-o - is no file"),
+        (("--manifest", "m.jsonl", "--recursive", "--jsonl"), "a manifest has none"),
+    ],
+)
+def test_what_would_ask_nothing_or_something_else(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"broken")
+    (tmp_path / "q.txt").write_text("why\n")
+    (tmp_path / "m.jsonl").write_text('{"media": "a.mp4", "question": "why"}\n')
+    command = [sys.executable, "-m", "seats_cli", "ask", *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_rows_of_one_question_with_ids_of_their_own_have_a_record_each() -> None:
+    from seats_cli.batch.resume import with_keys
+    from seats_cli.batch.sources import Item
+
+    items = [Item("a.mp4", "why", name) for name in ("one", "two", "one")]
+    keys = [item.key for item in with_keys(items, {"model": "tiny"}, {})]
+    assert keys[0] == keys[2] != keys[1]
+    quantised = with_keys(items[:1], {"model": "tiny", "quantize": "4bit"}, {})
+    assert quantised[0].key != keys[0]
