@@ -135,6 +135,7 @@ def forecast(adapter: Adapter, asked: Asked, weights: int, engine: Engine, *, de
     prompt = adapter.prompt(asked.question, shape, system=asked.system)
     counts = clip_counts(prompt, shape)
     plan = asked.method.plan(asked.setup.preset, asked.ratio, counts, asked.setup.options)
+    adapter.check_cuts(plan.cut_layers)
     lengths, grid = layer_lengths(plan, counts.n_text), shape.video_grid
     work = Workload(
         patches=_patches(adapter, asked, shape, plan, device_bytes),

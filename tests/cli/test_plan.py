@@ -153,6 +153,7 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--seconds", "5", "--quantize", "3bit"], "'3bit' is not one of none, 8bit"),
         (["--seconds", "0.01", "--frames", "0"], "nothing to see or hear"),
         (["--seconds", "5", "--device-map", "auto", "--device", "cuda"], "no CUDA device"),
+        (["--seconds", "5", "-m", "omni-30b", "--method", "fastv"], "cannot be dropped after layer 2"),
     ],
 )
 def test_what_cannot_be_planned(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
