@@ -7,6 +7,7 @@ torn one at the end, which the next run takes away. Only one run at a time may h
 import os
 import stat
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import IO, Self
 from seats_cli.errors import UsageError
 
 
-class LineFile:
+class LineFile(ABC):
     """Records on disk, a line each. Use it as a context manager; subclasses say what a record looks like.
 
     A file that this run made and wrote nothing to is taken away again. A file of anything else is never
@@ -54,13 +55,13 @@ class LineFile:
             raise
 
     # --- what a subclass says ----------------------------------------------------------------------------
+    @abstractmethod
     def take_in(self, record: bytes, number: int) -> bool:
         """Remember a record that was there, with its line end; False if it is none of this kind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def may_be_cut(self, text: bytes) -> bool:
         """Whether what stands alone in the file may be the beginning of its first record."""
-        raise NotImplementedError
 
     def split(self, stream: IO[bytes]) -> Iterator[bytes]:
         """The file's records, each with its line end, the last perhaps without."""

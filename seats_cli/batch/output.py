@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,12 @@ def open_output(
     path: Path, form: str, *, warn: Callable[[str], None], overwrite: bool = False
 ) -> "AnswerFile":
     """The file of that form, for this run alone. Raises UsageError where it cannot be gone on with."""
-    kinds = {"jsonl": JsonLines, "csv": CsvLines, "text": TextLines, "text with questions": QuestionLines}
+    kinds: dict[str, Callable[..., AnswerFile]] = {
+        "jsonl": JsonLines,
+        "csv": CsvLines,
+        "text": TextLines,
+        "text with questions": QuestionLines,
+    }
     return kinds[form](path, warn=warn, again=form in ("jsonl", "csv"), overwrite=overwrite)
 
 
@@ -125,9 +131,9 @@ class AnswerFile(LineFile):
         self.known[record["key"]] = record["ok"]
         self.keys.append(record["key"])
 
+    @abstractmethod
     def written(self, record: Record) -> bytes:
         """A record in this file's form."""
-        raise NotImplementedError
 
     def remember(self, key: str | None, ok: bool = False) -> bool:
         """Note the next line; always true."""

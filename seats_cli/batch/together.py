@@ -22,7 +22,8 @@ class AnswersTogether:
 
     def __init__(self, session: "Session", slots: int) -> None:
         self._session = session
-        self._decoding = DecodeTogether(session.adapter, GraphDecoder(session.adapter, slots))
+        self._decoder = GraphDecoder(session.adapter, slots)
+        self._decoding = DecodeTogether(session.adapter, self._decoder)
         self._runs: dict[int, tuple[Run, float]] = {}
 
     def __len__(self) -> int:
@@ -54,8 +55,9 @@ class AnswersTogether:
             return answers
 
     def clear(self) -> None:
-        """Forget the answers that have not ended."""
+        """Forget the answers that have not ended, and give their memory back."""
         self._decoding.clear()
+        self._decoder.release()
         self._runs.clear()
 
 

@@ -79,10 +79,13 @@ def test_a_step_that_fails_costs_those_that_took_part_and_no_others(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, token)
 
+    given_back, release = [], GraphDecoder.release
     monkeypatch.setattr(GraphDecoder, "step", step)
+    monkeypatch.setattr(GraphDecoder, "release", lambda self: (given_back.append(1), release(self)))
     found = by_key(list(run_batch(session, clips, ASKING, ahead=0, decode=together(2))))
     failed = [record["key"] for record in found if not record["ok"]]
     assert failed == ["a0", "b0", "c0"]
+    assert given_back == [1]
     assert found[0]["error"]["kind"] == "device"
     assert [record for record in found if record["ok"]] == [r for r in alone if r["key"] not in failed]
 
