@@ -101,6 +101,15 @@ def test_a_longer_sequence_joins_while_another_runs(adapter: Adapter) -> None:
     _same(long, _alone(adapter, ROUNDING + 5, options))
 
 
+def test_an_idle_slot_stays_where_it_is(adapter: Adapter, monkeypatch: Any) -> None:
+    """If it went on with every step, it would write past the end of its buffers in time."""
+    monkeypatch.setattr("seats_cli.engine.graph.ROUNDING", 8)
+    options = DecodeOptions(20, ignore_end=True)
+    together = DecodeTogether(adapter, GraphDecoder(adapter, slots=2))
+    for _ in range(3):  # 57 steps; the buffers hold 32 tokens
+        _same(_run(together, together.add(_read(adapter, 6), 6, options)), _alone(adapter, 6, options))
+
+
 def test_no_room_is_an_error_and_release_gives_all_back(adapter: Adapter) -> None:
     options = DecodeOptions(4)
     decoder = GraphDecoder(adapter, slots=1)
