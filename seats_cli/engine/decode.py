@@ -103,6 +103,13 @@ class TextStream:
         return text
 
 
+def text_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """What the pieces of a `TextStream` join to, at once: all text, less a last character that never became
+    whole."""
+    text: str = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.rstrip(REPLACEMENT)
+
+
 class Generation:
     """One answer in the making: iterate over it for text pieces, then read how it ended.
 

@@ -45,6 +45,9 @@ LARGE_GPU_BYTES = 40e9
 AUDIO_S_AT_ONCE = 256.0  # seconds through the audio encoder at once, likewise
 SAMPLES_PER_BLOCK = 16000 * 30
 READ_AHEAD_BYTES = 256 * 2**20  # decoded frames that wait for the encoder at most
+PIECE_BYTES = (
+    16 * 2**20
+)  # decoded frames that are handed over at once: each hand-over costs as much as a kernel
 
 
 class FrameWindow(Protocol):
@@ -61,6 +64,10 @@ class MediaSource(Protocol):
     @property
     def n_samples(self) -> int:
         """16 kHz samples in all."""
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of one frame at native size; 0 without video."""
 
     def video_windows(self, frames_per_window: int) -> Iterator[Any]:
         """`FrameWindow`s in time order; the last may be short."""
@@ -183,10 +190,10 @@ def encoder_streams(run: EncoderRun, reading: ExitStack) -> dict[Kind, Iterable[
     if run.shape.n_audio:
         streams["audio"] = audio_stream(run)
     if run.shape.n_video:
-        windows = reading.enter_context(
-            read_ahead(frame_windows(run), size=torch.Tensor.numel, budget=READ_AHEAD_BYTES)
+        pieces = reading.enter_context(
+            read_ahead(frame_pieces(run), size=torch.Tensor.numel, budget=READ_AHEAD_BYTES)
         )
-        streams["video"] = video_stream(run, windows)
+        streams["video"] = video_stream(run, pieces)
     return streams
 
 
@@ -202,28 +209,42 @@ def grids_per_window(run: EncoderRun) -> int:
     return max(1, run.windows["video"] // run.shape.tokens_per_grid)
 
 
-def frame_windows(run: EncoderRun) -> Iterator[torch.Tensor]:
-    """The clip's frames, a stage-I window at a time: (T, H, W, 3) uint8 in memory that a GPU copies from by
-    itself."""
-    on_gpu = run.adapter.device.type == "cuda"
-    for window in run.clip.video_windows(grids_per_window(run) * run.adapter.geometry.temporal_patch):
-        frames = torch.from_numpy(window.frames)
-        yield frames.pin_memory() if on_gpu else frames
+def windows_at_once(device: torch.device, window_frames: int) -> int:
+    """Whole stage-I windows in a batch for the vision encoder."""
+    return max(1, frames_at_once(device) // window_frames)
 
 
-def video_stream(run: EncoderRun, windows: Iterator[torch.Tensor]) -> Iterator[Encoded]:
+def windows_in_piece(at_once: int, window_bytes: int) -> int:
+    """Stage-I windows of native frames that are handed over together: as many as `PIECE_BYTES` holds, at
+    least one, such that a batch of `at_once` windows consists of whole pieces."""
+    most = max(1, min(at_once, PIECE_BYTES // max(1, window_bytes)))
+    return next(n for n in range(most, 0, -1) if at_once % n == 0)
+
+
+def frame_pieces(run: EncoderRun) -> Iterator[torch.Tensor]:
+    """The clip's frames, some stage-I windows at a time: (T, H, W, 3) uint8 in memory that a GPU copies from
+    by itself."""
+    device = run.adapter.device
+    window = grids_per_window(run) * run.adapter.geometry.temporal_patch
+    together = windows_in_piece(windows_at_once(device, window), window * run.clip.frame_bytes)
+    for piece in run.clip.video_windows(together * window):
+        frames = torch.from_numpy(piece.frames)
+        yield frames.pin_memory() if device.type == "cuda" else frames
+
+
+def video_stream(run: EncoderRun, pieces: Iterator[torch.Tensor]) -> Iterator[Encoded]:
     """Embeddings of the clip's frames in batches of whole stage-I windows (the last may be short)."""
     shape, clock = run.shape, run.clock
     assert shape.video_grid is not None  # there is video
     geometry = run.adapter.geometry
     grids = grids_per_window(run)
     window_frames = grids * geometry.temporal_patch
-    at_once = window_frames * max(1, frames_at_once(run.adapter.device) // window_frames)
+    at_once = window_frames * windows_at_once(run.adapter.device, window_frames)
     size = (shape.video_grid[1] * geometry.patch, shape.video_grid[2] * geometry.patch)
     total = shape.video_grid[0] * geometry.temporal_patch
     batch: list[torch.Tensor] = []
     waiting = done = 0
-    for native in timed(windows, clock, "read"):
+    for native in timed(pieces, clock, "read"):
         with clock.stage("preprocess"):
             # Native frames go at once: the batch holds resized ones only.
             frames = native.to(run.adapter.device, non_blocking=True)

@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from seats_cli.engine.encode import AUDIO_S_AT_ONCE, FRAMES_AT_ONCE, FRAMES_ON_LARGE_GPU, LARGE_GPU_BYTES
+from seats_cli.engine.encode import (
+    AUDIO_S_AT_ONCE,
+    FRAMES_AT_ONCE,
+    FRAMES_ON_LARGE_GPU,
+    LARGE_GPU_BYTES,
+    windows_in_piece,
+)
 from seats_cli.engine.graph import ROUNDING
 from seats_cli.errors import PlanError, SeatsError, UsageError
 from seats_cli.measure.compute import layer_lengths
@@ -178,16 +184,17 @@ def _patches(adapter: Adapter, asked: Asked, shape: MediaShape, plan: Plan, devi
 
 
 def _pixel_bytes(adapter: Adapter, asked: Asked, shape: MediaShape, plan: Plan, device_bytes: int) -> int:
-    """Resized frames twice, as they come and in one tensor, and a window of native ones."""
+    """Resized frames twice, as they come and in one tensor, and a piece of native ones."""
     geometry, grid = adapter.geometry, shape.video_grid or shape.image_grid
     if grid is None:
         return 0
     of_grid = 3 * geometry.temporal_patch * grid[1] * grid[2] * geometry.patch**2
     if shape.video_grid is None:
         return of_grid
-    native = 3 * asked.clip.height * asked.clip.width * geometry.temporal_patch
+    grids = _grids_at_once(shape, plan, device_bytes, geometry.temporal_patch)
     window = _window_grids(shape, plan)
-    return 2 * _grids_at_once(shape, plan, device_bytes, geometry.temporal_patch) * of_grid + window * native
+    native = 3 * asked.clip.height * asked.clip.width * geometry.temporal_patch * window
+    return 2 * grids * of_grid + native * windows_in_piece(max(1, grids // window), native)
 
 
 def _positions(shape: MediaShape) -> int:

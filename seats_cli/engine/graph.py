@@ -5,12 +5,24 @@ each is, and the positions, are numbers on the device that the graph itself adva
 every answer whose buffers are large enough.
 """
 
+from functools import lru_cache
+
 import torch
 
 from seats_cli.engine.cache import LayerCache
 from seats_cli.model.adapter import Adapter
 
 ROUNDING = 512  # a buffer's tokens come in multiples of this, so that a slightly longer clip reuses the graph
+
+
+@lru_cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which graphs are recorded, which no other thread may use meanwhile.
+
+    PyTorch has 32 streams of each priority and gives them out in turns, so a thread that asks for "a new one"
+    may get any other's, this one too; those of high priority nobody else here asks for.
+    """
+    return torch.cuda.Stream(device, priority=-1)
 
 
 class GraphDecoder:
@@ -116,13 +128,13 @@ class GraphDecoder:
 
     def _capture(self) -> None:
         """Run the step once as it is, which also compiles its kernels, and record it for the next ones."""
-        stream = torch.cuda.Stream()
+        stream = recording_stream(self._adapter.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             logits = self._advance()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._logits = self._advance()
         self._logits.copy_(logits)
         self._graph = graph

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from seats_cli.engine.decode import DecodeOptions, FinishReason, TextStream, TokenSampler, sent_to_host
+from seats_cli.engine.decode import DecodeOptions, FinishReason, TokenSampler, sent_to_host, text_of
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.prefill import Prefilled
 from seats_cli.model.adapter import Adapter
@@ -19,7 +19,7 @@ class Sequence:
     """One answer in the making.
 
     token_ids:     what was generated so far, without the token that ended the answer
-    text:          the same as words, as far as they are certain
+    text:          the same as words, once it has ended
     finish_reason: "stop" for an end token, "length" for max_new_tokens; None while it runs
     """
 
@@ -33,7 +33,6 @@ class Sequence:
 class _Slot:
     sequence: Sequence
     choose: TokenSampler
-    stream: TextStream
     chosen: int = 1  # tokens that the device has chosen; the host has read one less, or all
 
 
@@ -67,7 +66,7 @@ class DecodeTogether:
         choose = TokenSampler(options, prefilled.logits.device)
         self._tokens[slot] = choose(prefilled.logits)[0]
         sequence = Sequence(options)
-        self._open[slot] = _Slot(sequence, choose, TextStream(self._adapter.tokenizer))
+        self._open[slot] = _Slot(sequence, choose)
         return sequence
 
     def step(self) -> list[Sequence]:
@@ -108,11 +107,10 @@ class DecodeTogether:
             sequence.finish_reason = "stop"
         else:
             sequence.token_ids.append(token)
-            sequence.text += slot.stream.push(token)
             if len(sequence.token_ids) == limit:
                 sequence.finish_reason = "length"
         if sequence.finish_reason is not None:
-            sequence.text += slot.stream.finish()
+            sequence.text = text_of(self._adapter.tokenizer, sequence.token_ids)
 
     def _close(self, number: int) -> None:
         self._decoder.retire(number)

@@ -82,7 +82,7 @@ class NoiseClip:
         self._spec = spec
         generator = np.random.default_rng(spec.seed)
         width, height = spec.size or NATIVE
-        one = height * width * 3
+        self.frame_bytes = one = height * width * 3
         self._pool = generator.integers(
             0, 256, (min(spec.n_frames, max(1, POOL_BYTES // one)), height, width, 3), dtype=np.uint8
         )

@@ -97,7 +97,8 @@ class Clip:
 
     Known on opening: `info`, `frame_times_s` (n,) float64 seconds of the frames that will be read, relative
     to the range's start; `sample_fps` the true sampled rate; `n_samples` the exact number of 16 kHz mono
-    samples, 0 without audio; `video_used` and `audio_used` in words; `readable_fraction` the part of the
+    samples, 0 without audio; `frame_bytes` of one frame as it is read, 0 without video;
+    `video_used` and `audio_used` in words; `readable_fraction` the part of the
     asked range that is there (less than 1 for a truncated file). Time zero of both tracks is the first video
     frame (the first sample without video), or `sampling.start_s` after it. Streams may be read several times,
     and both at once from two threads.
@@ -120,6 +121,7 @@ class Clip:
         self.frame_times_s = np.zeros(0) if frames is None else frames.times_s
         self.sample_fps = 0.0 if frames is None else frames.sample_fps
         self.n_samples = 0 if audio is None else audio.samples
+        self.frame_bytes = 0 if frames is None else 3 * self.info.height * self.info.width
         self.video_used, self.audio_used = self._video_words(), self._audio_words()
 
     def __enter__(self) -> Clip:

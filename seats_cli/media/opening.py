@@ -24,6 +24,7 @@ class OpenedClip(Protocol):
     frame_times_s: np.ndarray
     sample_fps: float
     n_samples: int
+    frame_bytes: int
     video_used: str
     audio_used: str
     readable_fraction: float

@@ -110,6 +110,7 @@ class ProcessClip:
         self.info = facts.info
         self.frame_times_s, self.sample_fps = facts.frame_times_s, facts.sample_fps
         self.n_samples, self.readable_fraction = facts.n_samples, facts.readable_fraction
+        self.frame_bytes = facts.frame_bytes
         self.video_used, self.audio_used = facts.video_used, facts.audio_used
         self.frames_replaced = 0
         self.video_decoder = self.decoder_used = ""
@@ -155,7 +156,7 @@ class ProcessClip:
         if not n_frames:
             return
         at_once = min(frames_per_window, n_frames)
-        slot_bytes = at_once * self.info.height * self.info.width * 3
+        slot_bytes = at_once * self.frame_bytes
         stream = desk.process.video.stream(desk, frames_per_window, slot_bytes, self._warn)
         with closing(stream):
             for frames, (index, start_s, times_s, progress) in stream:

@@ -7,6 +7,7 @@ does to queries and keys (`qwen2_5_omni.py`, `qwen3_omni.py`).
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -84,6 +85,8 @@ class OmniAdapter(Adapter):
         self._special = read_special_ids(model.config, tokenizer, self.special_tokens)
         self._rule = self.position_rule(self.geometry)
         self.position_dtype = self._rule.dtype
+        # Clips of one length share their prompt, which takes milliseconds to lay out.
+        self._lay_out = lru_cache(4)(partial(lay_out, tokenizer, self._special, self._rule))
 
     # ---- what a family says of itself -------------------------------------------------------------
 
@@ -213,7 +216,7 @@ class OmniAdapter(Adapter):
     def prompt(self, question: str, shape: MediaShape, *, system: str | None = None) -> Prompt:
         """See `Adapter.prompt`."""
         system = self.default_system if system is None else system
-        return lay_out(self.tokenizer, self._special, self._rule, shape, question, system)
+        return self._lay_out(shape, question, system)
 
     # ---- encoders --------------------------------------------------------------------------------
 

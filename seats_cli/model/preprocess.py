@@ -18,7 +18,9 @@ from seats_cli.errors import MediaError
 
 MAX_ASPECT = 200  # qwen-omni-utils' limit of long side to short side
 TOKENS_PER_FRAME_LIMIT = 768  # qwen-omni-utils' VIDEO_MAX_PIXELS, in units of the squared pixel factor
-RESIZE_CHUNK = 8  # frames resized at once: a float batch of a long 720p clip would take gigabytes
+RESIZE_BYTES = (
+    128 * 2**20
+)  # of native frames as floats, resized at once: a long 720p clip would take gigabytes
 DYNAMIC_RANGE = 8.0  # Whisper: nothing lies further than this below the loudest log10 value of the clip
 
 
@@ -115,10 +117,11 @@ def resize_frames(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(frames.shape[1:3]) == tuple(size):
         return frames
     out = torch.empty((frames.shape[0], *size, 3), dtype=torch.uint8, device=frames.device)
-    for start in range(0, frames.shape[0], RESIZE_CHUNK):
-        chunk = frames[start : start + RESIZE_CHUNK].permute(0, 3, 1, 2).float()
+    at_once = max(1, RESIZE_BYTES // (4 * frames[0].numel()))
+    for start in range(0, frames.shape[0], at_once):
+        chunk = frames[start : start + at_once].permute(0, 3, 1, 2).float()
         chunk = functional.interpolate(chunk, size=size, mode="bicubic", antialias=True, align_corners=False)
-        out[start : start + RESIZE_CHUNK] = chunk.clamp_(0, 255).round_().permute(0, 2, 3, 1).to(torch.uint8)
+        out[start : start + at_once] = chunk.clamp_(0, 255).round_().permute(0, 2, 3, 1)
     return out
 
 

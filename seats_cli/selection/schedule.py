@@ -7,6 +7,7 @@ schedule".
 
 import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 from math import exp
 
 BISECTION_STEPS = 50
@@ -70,8 +71,9 @@ def solve_decay(
     return (low + high) / 2
 
 
+@lru_cache(maxsize=256)  # the clips of a folder are often alike
 def keep_ratios(
-    retention: float, entry: float, n_layers: int, drop_layers: Sequence[int], late_layer: int | None
+    retention: float, entry: float, n_layers: int, drop_layers: tuple[int, ...], late_layer: int | None
 ) -> tuple[float, ...]:
     """What each effective drop keeps of the tokens still there, rounded to 4 places.
 

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from seats_cli.engine.decode import REPLACEMENT, DecodeOptions, Generation, TextStream, TokenSampler
+from seats_cli.engine.decode import (
+    REPLACEMENT,
+    DecodeOptions,
+    Generation,
+    TextStream,
+    TokenSampler,
+    text_of,
+)
 from seats_cli.errors import UsageError
 
 
@@ -91,13 +98,14 @@ def test_any_tokens_stream_to_what_they_decode_to(ids: list[int]) -> None:
     """Broken bytes, special tokens and ids past the vocabulary included."""
     pieces = _stream(BYTES, ids)
     assert "".join(pieces) == BYTES.decode(ids, skip_special_tokens=True).rstrip(REPLACEMENT)
+    assert text_of(BYTES, ids) == "".join(pieces)
     assert not any(piece.endswith(REPLACEMENT) for piece in pieces)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, len(WORDS) - 1), max_size=20))
 def test_words_stream_with_their_spaces(ids: list[int]) -> None:
-    assert "".join(_stream(WORDS, ids)) == WORDS.decode(ids, skip_special_tokens=True)
+    assert "".join(_stream(WORDS, ids)) == WORDS.decode(ids, skip_special_tokens=True) == text_of(WORDS, ids)
 
 
 def test_a_cut_off_character_at_the_end_is_left_out_and_nothing_else() -> None:

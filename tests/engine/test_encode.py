@@ -39,6 +39,10 @@ class Arrays:
     def n_samples(self) -> int:
         return 0 if self.samples is None else len(self.samples)
 
+    @property
+    def frame_bytes(self) -> int:
+        return 0 if self.frames is None else self.frames[0].nbytes
+
     def video_windows(self, frames_per_window: int) -> Iterator[Any]:
         assert self.frames is not None
         for start in range(0, len(self.frames), frames_per_window):
@@ -279,7 +283,8 @@ def test_batches_are_whole_windows_and_carry_saliency_and_layout(
 def test_frames_are_read_as_they_are_needed(tiny_adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = Arrays(_pixels(24, 60, 80))
     monkeypatch.setattr(encode_module, "FRAMES_AT_ONCE", 4)
-    monkeypatch.setattr(encode_module, "READ_AHEAD_BYTES", 1)  # one window waits, and one is being read
+    monkeypatch.setattr(encode_module, "PIECE_BYTES", 4 * clip.frame_bytes)
+    monkeypatch.setattr(encode_module, "READ_AHEAD_BYTES", 1)  # one piece waits, and one is being read
     pulled: list[int] = []
 
     class Watching(KeepAll):

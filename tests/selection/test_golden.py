@@ -91,7 +91,7 @@ def test_schedule(case: dict[str, Any], kind: str) -> None:
     retention = case[f"{kind}_ratio"]
     drop_layers, late_layer = case["drop_layers"], case["late_layer"]
     entry = min(1.0, case["entry_scale"] * retention)
-    found = keep_ratios(retention, entry, case["num_layers"], drop_layers, late_layer)
+    found = keep_ratios(retention, entry, case["num_layers"], tuple(drop_layers), late_layer)
     n_effective = len(effective_drops(drop_layers, late_layer))
     # drop layers that come too late to drop anything have no ratio of ours
     assert found == pytest.approx(case[f"{kind}_keep"][:n_effective], abs=1e-4 + 1e-9)

@@ -55,19 +55,19 @@ def test_levels_never_fall_below_zero() -> None:
 
 def test_the_published_shape_at_every_published_ratio() -> None:
     for retention in (0.30, 0.20, 0.10, 0.06):
-        assert keep_ratios(retention, 1.4 * retention, 28, [16, 18, 20], 24) == (0.9298, 0.7949, 0.2986)
+        assert keep_ratios(retention, 1.4 * retention, 28, (16, 18, 20), 24) == (0.9298, 0.7949, 0.2986)
 
 
 def test_drops_that_come_too_late_do_not_count() -> None:
-    some = keep_ratios(0.1, 0.14, 28, [16, 18, 23, 24, 27], 24)  # all is cut after layer 23 anyway
-    assert some == keep_ratios(0.1, 0.14, 28, [16, 18], 24)
-    assert keep_ratios(0.1, 0.14, 28, [23], 24) == ()
+    some = keep_ratios(0.1, 0.14, 28, (16, 18, 23, 24, 27), 24)  # all is cut after layer 23 anyway
+    assert some == keep_ratios(0.1, 0.14, 28, (16, 18), 24)
+    assert keep_ratios(0.1, 0.14, 28, (23,), 24) == ()
 
 
 def test_out_of_reach_keeps_all_or_drops_all() -> None:
-    assert keep_ratios(0.1, 0.1, 28, [16, 18, 20], 24) == (1.0, 1.0, 1.0)
-    assert keep_ratios(0.05, 0.15, 28, [10, 12, 14, 16], 20)[-1] == 0.0
+    assert keep_ratios(0.1, 0.1, 28, (16, 18, 20), 24) == (1.0, 1.0, 1.0)
+    assert keep_ratios(0.05, 0.15, 28, (10, 12, 14, 16), 20)[-1] == 0.0
 
 
 def test_nothing_entering_is_no_division_by_zero() -> None:
-    assert keep_ratios(0.0, 0.0, 28, [16, 18], 24) == (0.0, 0.0)
+    assert keep_ratios(0.0, 0.0, 28, (16, 18), 24) == (0.0, 0.0)
