@@ -9,6 +9,7 @@ path -> media.Clip -> prompt: TokenLayout -> encoders: embeddings + saliency -> 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -435,10 +436,11 @@ class Session:
             ),
             timing=reporting.timing_report(run.clock, steps, self.load_seconds),
             memory=reporting.memory_report(run.kv_bytes, full_kv, peak_memory(adapter.device)),
-            environment=self.environment(),
+            environment=self.environment,
             options={**asdict(self.options), **asdict(replace(run.options, method=run.plan.method))},
         )
 
+    @cached_property
     def environment(self) -> reporting.EnvironmentReport:
         """What this session runs on."""
         adapter = self.adapter

@@ -1,17 +1,15 @@
 """The clips after the one in hand are opened, decoded, resized and encoded meanwhile, by threads."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, repeat
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-import torch
+from typing import TYPE_CHECKING, Self
 
 from seats_cli.batch.records import Asking
 from seats_cli.batch.sources import Item
+from seats_cli.batch.streams import own_stream, taken_over
 from seats_cli.media import Opener
 
 if TYPE_CHECKING:
@@ -101,8 +99,10 @@ class ClipReader:
             return found
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._taken in self._ready or self._taken == self._last)
-            if self._taken == self._last:
+                self._changed.wait_for(
+                    lambda: self._taken in self._ready or self._taken == self._last or self._stopping.is_set()
+                )
+            if self._taken == self._last or self._stopping.is_set():
                 self.ended = True
                 return None
             taken = self._ready.pop(self._taken, None)
@@ -113,7 +113,15 @@ class ClipReader:
         if isinstance(taken, BaseException):
             self.ended = True
             raise taken
+        if taken.read is not None:
+            taken_over(taken.read.encoded, self._session.adapter.device)
         return taken
+
+    def stop(self) -> None:
+        """Nothing more is wanted: whoever waits in `take`, in whatever thread, gets None."""
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify_all()
 
     def __enter__(self) -> Self:
         return self
@@ -122,14 +130,14 @@ class ClipReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends the threads, in the middle of a clip if need be."""
-        self._stopping.set()
+        self.stop()
         for _ in self._threads:
             self._room.release()
         for thread in self._threads:
             thread.join(JOIN_S)
 
     def _work(self, opener: Opener | None) -> None:
-        with _OwnStream(self._session.adapter.device) as finish:
+        with own_stream(self._session.adapter.device) as done:
             while True:
                 self._room.acquire()
                 try:
@@ -137,7 +145,7 @@ class ClipReader:
                     if clip is None:
                         return
                     opened = self._read(clip, opener)
-                    finish(opened)
+                    done()
                 except _Stopped:
                     return
                 except BaseException as error:
@@ -190,43 +198,3 @@ class ClipReader:
     def _check(self) -> None:
         if self._stopping.is_set():
             raise _Stopped
-
-
-class _OwnStream:
-    """On a GPU the block launches on a stream of its own, so that the answer in the making does not wait for
-    it. The value makes a clip ready for the other stream: its work is done, and its memory is not given to
-    anything else before that stream is past it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._inside = ExitStack()
-
-    def __enter__(self) -> Callable[[Opened], None]:
-        if self._device.type != "cuda":
-            return lambda _: None
-        stream, other = torch.cuda.Stream(self._device), torch.cuda.default_stream(self._device)
-        stream.wait_stream(other)
-        self._inside.enter_context(torch.cuda.stream(stream))
-
-        def finish(opened: Opened) -> None:
-            stream.synchronize()
-            if opened.read is not None:
-                for tensor in _tensors(opened.read.encoded):
-                    tensor.record_stream(other)
-
-        return finish
-
-    def __exit__(self, *error: object) -> None:
-        self._inside.close()
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in a value: in its fields, or in what it lists."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif is_dataclass(value):
-        for part in fields(value):
-            yield from _tensors(getattr(value, part.name))
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)

@@ -1,7 +1,7 @@
 """The scheduler: clips are read ahead, and questions are prefilled when a decoder asks for one.
 
 clips -> ClipReader (its own thread: open, decode, resize, encode)
-      -> Arrivals   (selection and prefill, in the thread that decodes)
+      -> Arrivals   (selection and prefill, in the thread that decodes; `PrefilledAhead`: in one of its own)
       -> a Decoder  (one at a time, or many at once)
       -> records, as they are finished
 """
@@ -73,6 +73,10 @@ class Arrivals:
     def ended(self) -> bool:
         """Whether nothing more will come."""
         return not self._left and self._reader.ended
+
+    def stop(self) -> None:
+        """Nothing more is wanted: a `take` that waits, in whatever thread, returns."""
+        self._reader.stop()
 
 
 Outcome = tuple[Arrival, "Answer | Exception"]

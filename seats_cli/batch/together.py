@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from seats_cli.batch.prefilling import PrefilledAhead
 from seats_cli.batch.reading import Listener
 from seats_cli.batch.run import Arrival, Arrivals, Decoder, Outcome, one_by_one
 from seats_cli.engine.graph import GraphDecoder
@@ -61,14 +62,24 @@ class AnswersTogether:
         self._runs.clear()
 
 
-def together(slots: int) -> Decoder:
+def together(slots: int, ahead: int = 0) -> Decoder:
     """The decoder of up to `slots` answers at a time: each joins when it was prefilled and leaves when it
-    ends. Where the session has no graph to decode in, it is one at a time."""
+    ends. Where the session has no graph to decode in, it is one at a time.
+
+    ahead: questions that are prefilled before there is room for them, by a thread of its own, and wait; 0:
+           each when there is, between two steps
+    """
 
     def decode(session: "Session", arrivals: Arrivals, listener: Listener) -> Iterator[Outcome]:
         if session.graph is None:
             yield from one_by_one(session, arrivals, listener)
-            return
+        elif ahead:
+            with PrefilledAhead(arrivals, session.adapter.device, ahead=ahead) as prefilled:
+                yield from decode_all(session, prefilled)
+        else:
+            yield from decode_all(session, arrivals)
+
+    def decode_all(session: "Session", arrivals: Arrivals | PrefilledAhead) -> Iterator[Outcome]:
         answers = AnswersTogether(session, slots)
         making: dict[int, Arrival] = {}
         waiting: Arrival | None = None  # prefilled, but there was no memory for it beside the others

@@ -5,6 +5,7 @@ not offer. This one keeps the contract that a decoder layer calls (`update(keys,
 `trim`. Layers are counted from 0 here, as transformers does.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -101,6 +102,12 @@ class LayerCache:
         self._keys = [None] * len(self._keys)
         self._values = [None] * len(self._values)
         self._lengths = [0] * len(self._lengths)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """The memory behind the keys and values held."""
+        for tensor in (*self._keys, *self._values):
+            if tensor is not None:
+                yield tensor
 
     def bytes(self) -> int:
         """Bytes of the keys and values held, without the room kept for tokens to come."""

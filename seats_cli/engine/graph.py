@@ -57,12 +57,14 @@ class GraphDecoder:
     def begin(self, cache: LayerCache, next_position: float, room: int, slot: int = 0) -> None:
         """Take over a prefill's cache; up to `room` tokens follow, the first at `next_position`."""
         self.retire(slot)
-        self._make_room([length + room for length in cache.lengths])
-        for index, length in enumerate(cache.lengths):
-            keys, values = cache.keys_values(index)
-            self._keys[index][slot, :, :length] = keys[0]
-            self._values[index][slot, :, :length] = values[0]
-        self._lengths[:, slot] = torch.tensor(cache.lengths, dtype=torch.int32)
+        lengths = cache.lengths
+        self._make_room([length + room for length in lengths])
+        read = [cache.keys_values(index) for index in range(len(lengths))]
+        for held, buffers in zip(zip(*read, strict=True), (self._keys, self._values), strict=True):
+            places = [buffer[slot, :, :n] for buffer, n in zip(buffers, lengths, strict=True)]
+            torch._foreach_copy_(places, [tensor[0] for tensor in held])  # one call for all layers
+        on_host = torch.tensor(lengths, dtype=torch.int32, pin_memory=self._lengths.is_cuda)
+        self._lengths[:, slot].copy_(on_host, non_blocking=True)  # or the step in the making is waited for
         self._position[:, slot] = next_position
         self._active[slot] = 1
         self._busy.add(slot)

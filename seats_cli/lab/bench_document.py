@@ -42,7 +42,7 @@ def document(
             "schema_version": SCHEMA_VERSION,
             "complete": bench.complete,
             "environment": {
-                **jsonable(session.environment()),
+                **jsonable(session.environment),
                 "cuda": torch.version.cuda,
                 "threads": torch.get_num_threads(),
             },

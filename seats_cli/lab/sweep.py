@@ -131,7 +131,7 @@ def describe(session: "Session", settings: Sequence[Setting], asking: Asking) ->
     """
     from seats_cli.measure.report import jsonable
 
-    environment = jsonable(session.environment())
+    environment = jsonable(session.environment)
     names = ("model", "revision", "family", "parameters", "dtype", "quantization", "random_weights")
     model = {name: environment[name] for name in names}
     model["device"] = environment["device"].partition(":")[0]

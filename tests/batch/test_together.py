@@ -1,5 +1,8 @@
 """Answers decoded together are those of one at a time, and what fails takes nothing else along."""
 
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +60,63 @@ def test_the_answers_are_the_same(session: Session, clips: list[Clip], monkeypat
         return steps(self)
 
     monkeypatch.setattr(AnswersTogether, "step", step)
-    for slots, ahead, readers in ((1, 1, 1), (3, 0, 1), (8, 0, 1), (8, 4, 4)):
+    for slots, ahead, readers, prefilled in (
+        (1, 1, 1, 0), (3, 0, 1, 0), (8, 0, 1, 0), (8, 4, 4, 0), (2, 0, 1, 1), (1, 1, 1, 1), (8, 4, 4, 3),
+    ):  # fmt: skip
         with_others.clear()
-        decode = together(slots)
+        decode = together(slots, prefilled)
         found = list(run_batch(session, clips, ASKING, ahead=ahead, readers=readers, decode=decode))
         assert by_key(found) == alone
-        if not ahead:  # else an answer may end before the next clip was read
+        if not ahead and not prefilled:  # else an answer may end before the next clip was read
             assert max(with_others) == min(slots, 5)
         assert all(min(record["timing"].values()) > 0 for record in found if record["ok"])
+
+
+def _prefilling() -> bool:
+    return any(thread.name == "seats-prefill" for thread in threading.enumerate())
+
+
+def test_prefilling_ahead_ends_with_the_run(session: Session, clips: list[Clip]) -> None:
+    """Whether the thread waits for a clip, for room, or has an error to hand on."""
+    come = threading.Event()
+
+    def one_that_comes_late() -> Iterator[Clip]:
+        yield clips[0]
+        come.wait(60)
+
+    for given in (one_that_comes_late(), clips):
+        run = run_batch(session, given, ASKING, decode=together(1, ahead=1))
+        assert next(run)["key"] == "a0"
+        assert _prefilling()
+        threading.Timer(0.2, come.set).start()
+        run.close()
+        assert not _prefilling()
+
+    def broken() -> Iterator[Clip]:
+        yield clips[0]
+        raise OSError("the list ends here")
+
+    found = []
+    with pytest.raises(OSError, match="the list ends here"):
+        found.extend(run_batch(session, broken(), ASKING, decode=together(2, ahead=1)))
+    assert not _prefilling()
+
+
+def test_no_more_is_prefilled_ahead_than_asked(session: Session, clips: list[Clip], monkeypatch: Any) -> None:
+    prefilled, real = [], Session.prefill
+
+    def prefill(self: Session, *args: Any, **options: Any) -> Any:
+        prefilled.append(1)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Session, "prefill", prefill)
+    whole = [clip for clip in clips if "b.mp4" not in clip[0].path] * 2
+    run = run_batch(session, whole, ASKING, ahead=4, readers=4, decode=together(1, ahead=1))
+    for answered in range(1, 5):
+        next(run)
+        time.sleep(0.5)
+        assert len(prefilled) <= answered + 1  # one waits
+    run.close()
 
 
 def test_a_step_that_fails_costs_those_that_took_part_and_no_others(

@@ -1,0 +1,47 @@
+"""Threads that launch work on a GPU stream of their own, and hand over what they made."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+
+Made = TypeVar("Made")
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[Callable[[], None]]:
+    """On a GPU what the block launches runs beside what other threads launch, neither waiting for the other.
+
+    The value waits until all of it is done, as it must be before another thread is given the result.
+    """
+    if device.type != "cuda":
+        yield lambda: None
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.default_stream(device))  # the weights are there
+    with torch.cuda.stream(stream):
+        yield stream.synchronize
+
+
+def taken_over(made: Made, device: torch.device) -> Made:
+    """What another thread made and waited for, now used on this thread's stream: its memory goes to nothing
+    else before this stream is past it."""
+    if device.type == "cuda":
+        stream = torch.cuda.current_stream(device)
+        for tensor in tensors_in(made):
+            tensor.record_stream(stream)
+    return made
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in a value: in its fields, or in what it lists."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif is_dataclass(value):
+        for part in fields(value):
+            yield from tensors_in(getattr(value, part.name))
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors_in(part)
