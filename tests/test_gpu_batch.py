@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from seats_cli.batch.decoders import Pace
 from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record
 from seats_cli.batch.run import check_device, run_batch
 from seats_cli.batch.sources import Item
-from seats_cli.batch.team import AnsweringCrew
+from seats_cli.batch.team import AnsweringCrew, answered
 from seats_cli.errors import DeviceError
 from seats_cli.session import ModelOptions, Session
 
@@ -51,6 +52,16 @@ def test_reading_ahead_changes_nothing(clips: list[Clip], dtype: str, fast: bool
     assert [record["ok"] for record in plain].count(False) == 2
     for ahead in (1, 1, 2, 3):
         assert timeless(run_batch(session, clips, asking, ahead=ahead)) == plain
+
+
+def test_everything_at_once_changes_nothing(clips: list[Clip]) -> None:
+    """Readers, a thread that prefills, and answers that are decoded together: four streams and more."""
+    asking = Asking({"model": "tiny"}, {"max_new_tokens": 12, "ratio": 0.2})
+    session = Session(ModelOptions(device="cuda", dtype="float32"))
+    plain = {record["key"]: record for record in timeless(run_batch(session, clips, asking, ahead=0))}
+    for pace in (Pace(0, 4), Pace(4, 4), Pace(4, 8), Pace(4, 2)):
+        found = {record["key"]: record for record in timeless(answered(session, clips, asking, pace))}
+        assert found == plain
 
 
 def test_a_worker_on_a_gpu_answers_as_this_process_does(clips: list[Clip]) -> None:

@@ -1,5 +1,6 @@
 """On a CUDA device: each kernel against its reference, graphs against the steps that they record."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ import pytest
 import torch
 
 from seats_cli.demo.write import write_clip
+from seats_cli.engine.graph import GraphDecoder
 from seats_cli.model import kernels
+from seats_cli.model.load import load_model
 from seats_cli.model.saliency import attention_received
+from seats_cli.presets import resolve_model
 from seats_cli.selection import budget, diversity
 from seats_cli.selection.relevance import WindowShares, WindowTokens
 from seats_cli.session import AskOptions, ModelOptions, Session
@@ -151,6 +155,37 @@ def test_fused_budgets_are_the_same_numbers() -> None:
                 assert torch.equal(mine, other)
             compared += 1
     assert compared > 200
+
+
+def test_a_graph_is_recorded_while_other_threads_use_every_stream_they_can_get() -> None:
+    """PyTorch hands its streams out in turns: one of them must never be the one that records."""
+    decoder = GraphDecoder(load_model(resolve_model("tiny"), device="cuda", dtype="bfloat16", fuse=True), 2)
+    failed, ended = [], threading.Event()
+
+    def use_streams() -> None:
+        while not ended.is_set():
+            stream = torch.cuda.Stream()
+            try:
+                with torch.cuda.stream(stream):
+                    torch.ones(1000, device="cuda").sum()
+                stream.synchronize()
+            except RuntimeError as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=use_streams) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        with torch.inference_mode():
+            for _ in range(20):
+                decoder._make_room([10] * decoder._adapter.n_layers)
+                decoder.step(torch.zeros(2, dtype=torch.int64, device="cuda"))
+                decoder.release()
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

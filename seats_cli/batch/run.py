@@ -8,6 +8,7 @@ clips -> ClipReader (its own thread: open, decode, resize, encode)
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from seats_cli.batch.records import Asking, Record, failure, success
 from seats_cli.batch.sources import Item
 from seats_cli.errors import DeviceError
 from seats_cli.media import Opener
+from seats_cli.model.kernels import quick_attention
 
 if TYPE_CHECKING:
     from seats_cli.session import Answer, Run, Session
@@ -127,15 +129,17 @@ def run_batch(
     What fails is a record, and the next one comes. Raises DeviceError, after the record of the question that
     it happened at, where the device itself is lost. Closing the iterator ends the reading.
     """
-    with ClipReader(
-        session, clips, asking, listener, ahead=ahead, readers=readers, openers=openers
-    ) as reader:
+    adapter = session.adapter
+    with (
+        nullcontext() if adapter.fused else quick_attention(adapter.device),
+        ClipReader(session, clips, asking, listener, ahead=ahead, readers=readers, openers=openers) as reader,
+    ):
         arrivals = Arrivals(session, reader, asking, listener)
         for arrival, outcome in decode(session, arrivals, listener):
             item, clip = arrival.item, arrival.clip
             if isinstance(outcome, Exception):
                 yield failure(item, asking, outcome, clip.warnings)
-                check_device(session.adapter.device, outcome)
+                check_device(adapter.device, outcome)
             else:
                 seconds = clip.read.seconds if clip.read is not None else {}
                 yield success(item, asking, outcome, seconds, clip.warnings)

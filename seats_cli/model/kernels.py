@@ -120,9 +120,13 @@ def finished(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def quick_attention(device: torch.device, n_tokens: int) -> AbstractContextManager[Any]:
-    """Inside the block, all of the process's attention on CUDA uses kernels that need no plan made for each
-    new length: what `attention` does for the fast paths, for transformers' own modules."""
+def quick_attention(device: torch.device, n_tokens: int = 0) -> AbstractContextManager[Any]:
+    """Inside the block, attention to up to `SHORT_ATTENTION` tokens on CUDA uses kernels that need no plan
+    made for a new length: what `attention` does for the fast paths, for transformers' own modules.
+
+    PyTorch's switch is the process's, and kernels round differently: where several threads run such modules,
+    one block around all of them keeps what a clip becomes from depending on what another thread does.
+    """
     if device.type != "cuda" or n_tokens > SHORT_ATTENTION:
         return nullcontext()
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

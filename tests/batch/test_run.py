@@ -81,7 +81,7 @@ def test_reading_ahead_and_another_decoder_change_nothing(session: Session, clip
 class Scripted:
     """A session whose clips are their names; it notes what is read, and by which thread."""
 
-    adapter = SimpleNamespace(device=torch.device("cpu"))
+    adapter = SimpleNamespace(device=torch.device("cpu"), fused=True)
 
     def __init__(self, **failing: Exception) -> None:
         self.failing = failing
