@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from seats_cli.measure.clock import recorded
+
 Made = TypeVar("Made")
 
 
@@ -22,7 +24,7 @@ def own_stream(device: torch.device) -> Iterator[Callable[[], None]]:
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.default_stream(device))  # the weights are there
     with torch.cuda.stream(stream):
-        yield stream.synchronize
+        yield lambda: recorded(device).synchronize()
 
 
 def taken_over(made: Made, device: torch.device) -> Made:
