@@ -8,7 +8,7 @@ from seats_cli.batch.devices import cores
 from seats_cli.media import DecoderProcess, Opener
 from seats_cli.media.process import AVAILABLE
 
-MOST = 8  # by default
+MOST = 12  # by default
 ANSWERS_AT_ONCE = 8  # likewise, where a CUDA graph decodes them
 
 
@@ -19,10 +19,13 @@ class Pace:
     readers: clips that are read at the same time, each decoded by a process of its own; 0: one, in this
              process, while another is answered
     slots:   answers that are decoded together, where a CUDA graph decodes them
+    threads: of each reader's process; 0: one a core, which is quick for a single clip, but several clips at a
+             time cost a quarter more of the CPU in all (16 threads against one)
     """
 
     readers: int = 0
     slots: int = 1
+    threads: int = 0
 
     @property
     def ahead(self) -> int:
@@ -49,17 +52,21 @@ def choose_pace(
     sharing: int = 1,
 ) -> Pace:
     """What was asked for, else: where the model is on a GPU and video is not, a reader for all but one of the
-    cores, at most 8, shared between `sharing` processes that answer; none elsewhere, where decoding and the
-    model are after the same cores. On a GPU with CUDA graphs 8 answers together."""
+    cores, at most 12, shared between `sharing` processes that answer; none elsewhere, where decoding and the
+    model are after the same cores. On a GPU with CUDA graphs 8 answers together. The readers share the
+    cores."""
+    own = cores() // sharing
     if readers is None:
-        free = cores() // sharing - 1
-        readers = min(MOST, max(free, 0)) if on_gpu and hwaccel == "none" and AVAILABLE else 0
-    return Pace(min(readers, n_clips), slots or (ANSWERS_AT_ONCE if on_gpu and graphs else 1))
+        readers = min(MOST, max(own - 1, 0)) if on_gpu and hwaccel == "none" and AVAILABLE else 0
+    readers = min(readers, n_clips)
+    threads = max(1, own // readers) if readers else 0
+    return Pace(readers, slots or (ANSWERS_AT_ONCE if on_gpu and graphs else 1), threads)
 
 
 @contextmanager
-def decoders(count: int) -> Iterator[tuple[Opener, ...]]:
-    """Openers of so many processes, which start at once and are ended with the block. Raises UsageError where
-    the system has none."""
+def decoders(pace: Pace) -> Iterator[tuple[Opener, ...]]:
+    """Openers of a process a reader, which start at once and are ended with the block. Raises UsageError
+    where the system has none."""
     with ExitStack() as stack:
-        yield tuple(stack.enter_context(DecoderProcess()).open for _ in range(count))
+        processes = [DecoderProcess(threads=pace.threads) for _ in range(pace.readers)]
+        yield tuple(stack.enter_context(process).open for process in processes)

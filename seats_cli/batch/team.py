@@ -69,7 +69,7 @@ def answered(
     listener: Listener = Listener(),  # noqa: B008 - frozen
 ) -> Iterator[Record]:
     """The records of `run_batch` at a pace. `openers`: of processes that are up already."""
-    with decoders(pace.readers if openers is None else 0) as own:
+    with decoders(pace if openers is None else IN_THIS_PROCESS) as own:
         yield from run_batch(
             session,
             clips,

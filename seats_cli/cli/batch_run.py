@@ -152,7 +152,7 @@ def alone(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitSt
     with leaving_at_once(terminal):
         from seats_cli.batch.decoders import decoders
     pace = _pace(terminal, request, n_clips)
-    openers = stack.enter_context(decoders(pace.readers))  # they start while the model is loaded
+    openers = stack.enter_context(decoders(pace))  # they start while the model is loaded
     session = open_session(terminal, request.model, request.limits, note=terminal.detail)
     from seats_cli.batch.reading import Listener
     from seats_cli.batch.team import answered, described

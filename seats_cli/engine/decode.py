@@ -9,7 +9,7 @@ import torch
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.prefill import Prefilled
 from seats_cli.errors import UsageError
-from seats_cli.measure.clock import FIRST_TOKEN, Stopwatch, recorded
+from seats_cli.measure.clock import FIRST_TOKEN, Stopwatch
 from seats_cli.model.adapter import Adapter
 
 FinishReason = Literal["stop", "length"]
@@ -201,7 +201,8 @@ def sent_to_host(tokens: torch.Tensor) -> Callable[[], list[int]]:
         return lambda: there
     on_host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=True)
     on_host.copy_(tokens, non_blocking=True)
-    copied = recorded(tokens.device)
+    copied = torch.cuda.Event()  # waited for at once, for every token: not worth giving the core away
+    copied.record(torch.cuda.current_stream(tokens.device))
 
     def wait() -> list[int]:
         copied.synchronize()

@@ -30,11 +30,13 @@ class VideoDecoding:
 
     gpu:      CUDA's number of the GPU whose decoder is used where it can be; None: the CPU
     insisted: it was asked for by name, so a file that it does not decode is worth a warning
+    threads:  of the CPU; 0: one a core
     """
 
     gpu: int | None = None
     reason: str = "hwaccel is none"
     insisted: bool = False
+    threads: int = 0
 
 
 ON_CPU = VideoDecoding()

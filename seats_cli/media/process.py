@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
@@ -47,10 +47,12 @@ class DecoderProcess:
     the next clip is opened. Raises UsageError where the system has no such processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, threads: int = 0) -> None:
+        """`threads`: that decode on the CPU; 0: one a core."""
         if not AVAILABLE:
             raise UsageError(f"decoding in processes does not work on {sys.platform}", hint="--readers 0")
         self._process: _Process | None = _Process()
+        self._threads = threads
         self._open: ProcessClip | None = None
 
     def __enter__(self) -> Self:
@@ -94,6 +96,7 @@ class DecoderProcess:
         limits = limits or Limits()
         folder = None if os.path.isabs(path) else os.getcwd()
         desk = _Desk(self._process, os.fspath(path), limits.stall_s)
+        decoding = replace(decoding, threads=decoding.threads or self._threads)
         facts = desk.ask("open", warn, folder, desk.path, sampling or Sampling(), decoding, limits)
         self._open = ProcessClip(desk, facts, warn)
         return self._open

@@ -164,9 +164,9 @@ class _Missed(Exception):
 class FrameReader:
     """Exact frames by their row in a `VideoIndex`, asked for in ascending order; a context manager.
 
-    Decodes with all threads, converts only the frames asked for, and seeks over groups of pictures that hold
-    none of them. Holds two decoded frames. What does not decode is replaced by the nearest frame that does,
-    and counted.
+    Decodes with as many threads as `decoding` says, converts only the frames asked for, and seeks over groups
+    of pictures that hold none of them. Holds two decoded frames. What does not decode is replaced by the
+    nearest frame that does, and counted.
 
     `decoding` may name a GPU, which decodes as long as it gives the CPU's frames: the first one is decoded by
     both, and from the first that it lacks or refuses the CPU decodes. `gpu` says which one decodes now, None:
@@ -184,7 +184,7 @@ class FrameReader:
         """`rows`: all that will be asked for, if that is known; what no other frame refers to is then not
         decoded where it is not one of them."""
         self.file, self.track, self.index = file, track, index
-        self.gpu, self.reason = decoding.gpu, decoding.reason
+        self.gpu, self.reason, self._threads = decoding.gpu, decoding.reason, decoding.threads
         self.read_on_gpu = 0  # frames that came from it
         if self.gpu is not None and (problem := why_not_track(track)) is not None:
             self.gpu, self.reason = None, problem
@@ -277,6 +277,7 @@ class FrameReader:
         self._stream = stream_of(self._container, self.track)
         if self.gpu is None:
             self._stream.thread_type = "AUTO"
+            self._stream.codec_context.thread_count = self._threads
         else:  # it decodes a frame at a time, and every thread would keep frames of its few
             self._stream.codec_context.thread_count = 1
         self._place = 0 if self.index.from_start else None

@@ -92,12 +92,12 @@ def test_decoders_end_with_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[DecoderProcess] = []
 
     class Noted(DecoderProcess):
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
             made.append(self)
 
     monkeypatch.setattr(module, "DecoderProcess", Noted)
-    with suppress(KeyError), decoders(2) as openers:
+    with suppress(KeyError), decoders(Pace(readers=2)) as openers:
         assert len(openers) == 2
         pids = [process.pid or 0 for process in made]
         assert all(os.path.exists(f"/proc/{pid}") for pid in pids)
@@ -108,17 +108,19 @@ def test_decoders_end_with_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, Pace(8, 8)),
-        ({"n_cores": 6}, Pace(5, 8)),
+        ({}, Pace(12, 8, 1)),
+        ({"n_cores": 64}, Pace(12, 8, 5)),
+        ({"n_cores": 6}, Pace(5, 8, 1)),
         ({"n_cores": 1}, Pace(0, 8)),
-        ({"sharing": 4}, Pace(3, 8)),
-        ({"n_clips": 3}, Pace(3, 8)),
+        ({"sharing": 4}, Pace(3, 8, 1)),
+        ({"n_clips": 3}, Pace(3, 8, 5)),
         ({"hwaccel": "cuda"}, Pace(0, 8)),
-        ({"hwaccel": "cuda", "readers": 2}, Pace(2, 8)),
-        ({"graphs": False}, Pace(8, 1)),
-        ({"graphs": False, "slots": 4}, Pace(8, 4)),
+        ({"hwaccel": "cuda", "readers": 2}, Pace(2, 8, 8)),
+        ({"graphs": False}, Pace(12, 1, 1)),
+        ({"graphs": False, "slots": 4}, Pace(12, 4, 1)),
         ({"on_gpu": False}, Pace(0, 1)),
-        ({"on_gpu": False, "readers": 2}, Pace(2, 1)),
+        ({"on_gpu": False, "readers": 2}, Pace(2, 1, 8)),
+        ({"readers": 20, "sharing": 2}, Pace(20, 8, 1)),
         ({"readers": 0, "slots": 1}, Pace(0, 1)),
     ],
 )

@@ -21,6 +21,8 @@ import soundfile
 from make_clips import add_exif_orientation, pictures, tone, write_clip, write_picture
 from seats_cli.errors import MediaError, MediaFormat, MediaLimit, SeatsError
 from seats_cli.media import DecoderProcess, Limits, Sampling, open_clip, worker
+from seats_cli.media import video as video_module
+from seats_cli.media.nvdec import VideoDecoding
 from seats_cli.media.ring import Lender, new_memory
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="memory is handed over as a file descriptor")
@@ -118,6 +120,39 @@ def test_everything_is_as_in_this_process(decoder: DecoderProcess, tmp_path: Pat
         assert same(here, there), (name, here.get("error"), there.get("error"), here["lines"], there["lines"])
         met |= {key for key, value in here.items() if isinstance(value, np.ndarray) or value}
     assert met > {"frames", "blocks", "image", "error", "lines"}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_how_many_threads_decode_changes_no_frame(threads: int, tmp_path: Path) -> None:
+    with DecoderProcess(threads=threads) as process:
+        for name, path in files(tmp_path).items():
+            assert same(read(open_clip, path), read(process.open, path)), name
+
+
+def test_the_threads_of_a_decoder_are_those_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_clip(tmp_path / "a.mp4", pictures(20))
+    used: list[int] = []
+    real = video_module.packets
+
+    def noted(container: Any, stream: Any, guard: Any) -> Any:
+        used.append(stream.codec_context.thread_count)
+        return real(container, stream, guard)
+
+    monkeypatch.setattr(video_module, "packets", noted)
+    for threads in (1, 3):
+        with open_clip(path, Sampling(), warn=pytest.fail, decoding=VideoDecoding(threads=threads)) as clip:
+            used.clear()
+            assert len(list(clip.video_windows(100))) == 1
+            assert used == [threads]
+
+    def asked(_: Any, *values: Any) -> None:
+        raise MediaError(str(VideoDecoding(threads=3) in values))
+
+    monkeypatch.setattr("seats_cli.media.process._Desk.ask", asked)
+    with DecoderProcess(threads=3) as process, pytest.raises(MediaError, match="True"):
+        process.open(path, warn=pytest.fail)
 
 
 def test_a_range_and_other_sizes_of_window(decoder: DecoderProcess, tmp_path: Path) -> None:
