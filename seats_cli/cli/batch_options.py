@@ -46,7 +46,11 @@ NullOption = Annotated[
 ]
 RecursiveOption = Annotated[
     bool,
-    typer.Option("--recursive", rich_help_panel=SOURCES_PANEL, help="Folders with all their folders."),
+    typer.Option(
+        "--recursive",
+        rich_help_panel=SOURCES_PANEL,
+        help="Folders with all their folders, but for hidden ones.",
+    ),
 ]
 GlobOption = Annotated[
     list[str] | None,
@@ -65,7 +69,7 @@ ManifestOption = Annotated[
         metavar="FILE",
         rich_help_panel=SOURCES_PANEL,
         help="A question a row instead of MEDIA and QUESTION: JSON Lines or CSV with media, question, and "
-        "perhaps id, start, end, options.",
+        "perhaps id, start, end, options; - reads JSON Lines from stdin.",
     ),
 ]
 QuestionsOption = Annotated[

@@ -111,9 +111,12 @@ def items_of(terminal: Terminal, sources: Sources) -> list[Item]:
 def _manifest(path: Path) -> list[Item]:
     from seats_cli.lab.manifest import read_manifest
 
+    data = None if str(path) != STDIN else sys.stdin.buffer.read()
     return [
         Item(str(sample.media), sample.question, sample.id, sample.start_s, sample.end_s)
-        for sample in read_manifest(path, need_answers=False)
+        for sample in read_manifest(
+            Path("stdin") if data is not None else path, need_answers=False, data=data
+        )
     ]
 
 
@@ -122,4 +125,9 @@ def _listed(name: str, *, null: bool) -> list[str]:
         data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the list {name}: {error.strerror}") from None
+    has_nul = b"\0" in data
+    if null and not has_nul and b"\n" in data:
+        raise UsageError(f"the list {name} has a name a line, and no NUL", hint="leave -0 out")
+    if has_nul and not null:
+        raise UsageError(f"the names in the list {name} end with NUL", hint="-0 reads it")
     return listed(data, nul=null)

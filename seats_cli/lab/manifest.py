@@ -11,7 +11,7 @@ answer    the accepted answer or a list of them; with options a letter of theirs
 options   two to 26 texts, with or without their letters ("A. red")
 family    what accuracy is grouped by; "all" where none is given
 id        a name that no other line has; made from media, question and range where none is given
-start     with end, in seconds: ask about this part of the clip only
+start     with end, in seconds or as "mm:ss": ask about this part of the clip only
 Other keys are ignored, unless one looks like a slip of the pen for one of these.
 
 A file that ends in .csv has a row a question, and these keys in its heading. An empty cell says nothing;
@@ -25,12 +25,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seats_cli.errors import UsageError
 from seats_cli.lab.scoring import LETTERED, LETTERS, edit_distance, option_index
+from seats_cli.media.sampling import parse_time
 
 KEYS = ("media", "question", "answer", "options", "family", "id", "start", "end")
 NO_FAMILY = "all"
@@ -58,15 +60,18 @@ class Sample:
     end_s: float | None = None
 
 
-def read_manifest(path: Path, *, need_answers: bool = True) -> list[Sample]:
+def read_manifest(path: Path, *, need_answers: bool = True, data: bytes | None = None) -> list[Sample]:
     """The samples of a manifest, in its order. Files that are named need not exist.
+
+    `data`: what it holds, where that has been read already; `path` then says what it is called and where it
+    counts from.
 
     Raises UsageError, naming file, line and key, for what cannot be asked: no JSON object, a key that is
     missing or of the wrong kind, an answer that is no option, an id used twice, no sample at all.
     """
     samples: list[Sample] = []
     lines: dict[str, int] = {}  # id -> its line
-    for number, value in _rows(path):
+    for number, value in _rows(path, data):
         sample = _Line(path, number, value).sample(need_answers)
         if sample.id in lines:
             raise UsageError(
@@ -114,18 +119,18 @@ def _lists(question: str, options: Sequence[str]) -> bool:
     )
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, data: bytes | None) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return (path.read_bytes() if data is None else data).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"cannot read the manifest {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"the manifest {path} is not UTF-8 text", hint=_FORMS) from None
 
 
-def _rows(path: Path) -> Iterator[tuple[int, object]]:
+def _rows(path: Path, data: bytes | None) -> Iterator[tuple[int, object]]:
     """The rows of a manifest as JSON would have them, each with the number of its line."""
-    text = _read(path)
+    text = _read(path, data)
     if path.suffix.lower() == ".csv":
         yield from _csv_rows(path, text)
         return
@@ -142,6 +147,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, object]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         heads = [head.strip() for head in next(reader, [])]
+        if len(heads) == 1 and (other := next((sign for sign in ";\t" if sign in heads[0]), None)):
+            told = {";": "semicolons", "\t": "tabs"}[other]
+            raise UsageError(f"{path}:1: the columns stand between {told}", hint="write commas between them")
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
@@ -157,12 +165,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, object]]:
 
 
 def _from_cell(key: str, cell: str) -> object:
-    """What a cell says: a number where one is needed, a list where there may be several, else its text."""
-    if key in ("start", "end"):
-        try:
-            return float(cell)
-        except ValueError:
-            return cell
+    """What a cell says: a list where there may be several, else its text."""
     if key in ("options", "answer") and "|" in cell:
         return [part.strip() for part in cell.split("|")]
     return cell
@@ -209,7 +212,7 @@ class _Line:
         if key not in self.values:
             raise UsageError(
                 f'{self.where}: no key "{key}"',
-                hint="a line needs media and question, and an answer to be scored by",
+                hint="a line needs media and question; to be scored by, an answer too",
             )
         return self.checked(key, self.values[key])
 
@@ -229,11 +232,14 @@ class _Line:
         return None if value is None else self.checked("id", value)
 
     def seconds(self, key: str) -> float | None:
-        value = self.values.get(key)
+        value = written = self.values.get(key)
         if value is None:
             return None
+        if isinstance(value, str):
+            with suppress(UsageError):  # told below, with the line
+                value = parse_time(value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_S:
-            raise self.wrong(key, "a number of seconds, 0 or more", value)
+            raise self.wrong(key, 'a number of seconds, 0 or more, or "mm:ss"', written)
         return float(value)
 
     def options(self) -> tuple[str, ...]:
@@ -272,7 +278,7 @@ class _Line:
 
 
 _FORMS = "a manifest has one JSON object a line, or rows under a heading in a file that ends in .csv"
-_ONE_OBJECT = "a manifest has one JSON object a line; --convert makes one from a benchmark's annotations"
+_ONE_OBJECT = 'one JSON object a line: {"media": "a.mp4", "question": "what is said?"}'
 
 
 def _slip(key: str, known: str) -> bool:

@@ -142,7 +142,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
             report = make_report(str(media), question, reply, asdict(options))
             return session.Answer(reply, report)
 
-        adapter = SimpleNamespace(device=torch.device("cpu"))
+        adapter = SimpleNamespace(device=torch.device("cpu"), fused=True)
         graph = None
 
         def setup(self, options: session.AskOptions) -> None:

@@ -129,6 +129,26 @@ def test_lists_come_from_stdin_or_a_file(run: Run, script: Script, folder: Path)
     assert result.exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("data", "options", "expected"),
+    [
+        (
+            b"videos/a.mp4\nvideos/b.mp4\n",
+            ["-0"],
+            "the list - has a name a line, and no NUL\nhint: leave -0 out",
+        ),
+        (b"videos/a.mp4\0videos/b.mp4\0", [], "the names in the list - end with NUL\nhint: -0 reads it"),
+    ],
+)
+def test_a_list_of_the_other_form_is_told(
+    run: Run, script: Script, folder: Path, data: bytes, options: list[str], expected: str
+) -> None:
+    result = piped(run, data, "ask", *options, "-", "why?", "--jsonl")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert expected in result.stderr
+    assert piped(run, b"videos/a.mp4", "ask", "-0", "-", "why?", "--jsonl").exit_code == 0
+
+
 def test_a_batch_leaves_stdin_alone(script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from seats_cli.cli.app import run as command_line
 
@@ -179,6 +199,15 @@ def test_a_manifest_has_a_question_a_row(run: Run, script: Script, folder: Path,
     assert (found[0]["id"], found[1]["start_s"], found[1]["end_s"]) == ("one", 1.0, 2.5)
     assert [(options.start_s, options.end_s) for _, _, options in script.asked][1] == (1.0, 2.5)
     assert run("ask", "--manifest", path, "why?").exit_code == 2
+    if form == "jsonl":
+        data = path.read_bytes().replace(
+            b'"media": "', b'"media": "videos/'
+        )  # from here, not from its folder
+        piped_in = piped(run, data, "ask", "--manifest", "-", "--jsonl")
+        same = ("path", "question", "start_s", "end_s", "answer")
+        assert [
+            [record[name] for name in same] for record in map(json.loads, piped_in.stdout.splitlines())
+        ] == [[record[name] for name in same] for record in found]
 
 
 def test_shards_divide_the_files(run: Run, script: Script, folder: Path) -> None:

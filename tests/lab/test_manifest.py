@@ -177,7 +177,9 @@ WRONG: list[tuple[Any, str]] = [
     (LINE | {"family": 1}, ':2: "family" must be text'),
     (LINE | {"id": ""}, ':2: "id" must be text'),
     (LINE | {"id": True}, ':2: "id" must be text'),
-    (LINE | {"start": "1:30"}, ':2: "start" must be a number of seconds, 0 or more, not "1:30"'),
+    (LINE | {"start": "1:90"}, ':2: "start" must be a number of seconds, 0 or more, or "mm:ss", not "1:90"'),
+    (LINE | {"start": "-1"}, ':2: "start" must be a number of seconds'),
+    (LINE | {"end": "soon"}, ':2: "end" must be a number of seconds'),
     (LINE | {"start": -1}, ':2: "start" must be a number of seconds'),
     (LINE | {"start": 10**400}, ':2: "start" must be a number of seconds'),
     (LINE | {"end": float("nan")}, ':2: "end" must be a number of seconds'),
@@ -251,12 +253,25 @@ def test_a_csv_says_the_same_as_json_lines(tmp_path: Path) -> None:
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
     table.write_text(
         "media, question,answer,options,family,id,start,end,note\n"
-        'a.mp4,"who, then?",the host|a woman,,,,1.5,3,"any, thing"\n'
+        'a.mp4,"who, then?",the host|a woman,,,,0:01.5,3,"any, thing"\n'
         "\n"
         'b.mp4,"which\ncar?",B,red | blue,x,,,,\n'
         "b.mp4,how many?,2,,,n\n"
     )
     assert read_manifest(table) == read_manifest(lines)
+
+
+def test_a_part_in_minutes_is_that_in_seconds(tmp_path: Path) -> None:
+    (sample,) = read_manifest(write(tmp_path, LINE | {"start": "1:02:03.5", "end": "90:00"}))
+    assert (sample.start_s, sample.end_s) == (3723.5, 5400.0)
+
+
+def test_what_was_read_already_counts_from_the_path_it_is_given() -> None:
+    data = json.dumps({"media": "sub/a.mp4", "question": "why?"}).encode()
+    (sample,) = read_manifest(Path("stdin"), need_answers=False, data=data)
+    assert sample.media == Path("sub/a.mp4")
+    with pytest.raises(UsageError, match=r"^stdin:1: not JSON"):
+        read_manifest(Path("stdin"), data=b"media,question")
 
 
 @pytest.mark.parametrize(
@@ -267,6 +282,8 @@ def test_a_csv_says_the_same_as_json_lines(tmp_path: Path) -> None:
         ("media,question\n,why?\n", 'm.csv:2: no key "media"'),
         ("media,question,start\na.mp4,why?,soon\n", '"start" must be a number of seconds'),
         ("media,qestion\na.mp4,why?\n", 'did you mean "question"?'),
+        ("media;question;start\na.mp4;why?;1,5\n", "m.csv:1: the columns stand between semicolons"),
+        ("media\tquestion\na.mp4\twhy?\n", "m.csv:1: the columns stand between tabs"),
         ("media,question\n", "holds no samples"),
         ("", "holds no samples"),
     ],
