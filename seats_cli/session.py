@@ -8,13 +8,14 @@ path -> media.Clip -> prompt: TokenLayout -> encoders: embeddings + saliency -> 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from seats_cli.answering import Run, clip_facts, environment_of, media_shape, report_of
 from seats_cli.asking import EMBEDDED_MODEL, Answer, AskOptions, ModelOptions, ReadClip
 from seats_cli.engine import fit
 from seats_cli.engine.cache import LayerCache
@@ -23,13 +24,11 @@ from seats_cli.engine.encode import EncodedMedia, OnStage, encode, encode_all
 from seats_cli.engine.fit import clip_counts
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.memory import Attempt, explained_memory
-from seats_cli.engine.prefill import Prefilled, prefill
+from seats_cli.engine.prefill import prefill
 from seats_cli.engine.together import Sequence
 from seats_cli.errors import MediaRange, UsageError
-from seats_cli.measure import report as reporting
-from seats_cli.measure.clock import Stopwatch, peak_memory, reset_peak_memory
-from seats_cli.measure.compute import kv_bytes, prefill_flops
-from seats_cli.measure.report import Report
+from seats_cli.measure.clock import Stopwatch, reset_peak_memory
+from seats_cli.measure.report import EnvironmentReport
 from seats_cli.media import (
     Limits,
     OpenedClip,
@@ -211,7 +210,7 @@ class Session:
         *,
         on_stage: OnStage | None = None,
         warn: Callable[[str], None] | None = None,
-    ) -> "Run":
+    ) -> Run:
         """The first half of `ask`: everything up to the first token's logits.
 
         The second half is `generate`, or whatever else decodes from `Run.read`, many at once perhaps, and has
@@ -231,7 +230,7 @@ class Session:
             options.max_new_tokens, options.system,
         )  # fmt: skip
 
-    def _answering(self, run: "Run") -> Attempt:
+    def _answering(self, run: Run) -> Attempt:
         """An attempt that begins behind the prefill."""
         attempt = Attempt(self.adapter, self.graph, cache=run.read.cache)
         attempt.at("while answering")
@@ -246,7 +245,7 @@ class Session:
         on_stage: OnStage,
         warn: Callable[[str], None],
         attempt: Attempt,
-    ) -> "Run":
+    ) -> Run:
         adapter = self.adapter
         clock = Stopwatch(adapter.device, wait=not adapter.on_one_device)
         reset_peak_memory(adapter.device)
@@ -282,7 +281,7 @@ class Session:
 
     def generate(
         self,
-        run: "Run",
+        run: Run,
         *,
         on_text: Callable[[str], None] | None = None,
         on_stage: OnStage | None = None,
@@ -291,9 +290,7 @@ class Session:
         with torch.inference_mode(), explained_memory(self._answering(run).advice):
             return self._generate(run, on_text, on_stage)
 
-    def _generate(
-        self, run: "Run", on_text: Callable[[str], None] | None, on_stage: OnStage | None
-    ) -> Answer:
+    def _generate(self, run: Run, on_text: Callable[[str], None] | None, on_stage: OnStage | None) -> Answer:
         with run.clock.stage("generate"):
             generation = Generation(
                 self.adapter,
@@ -310,9 +307,18 @@ class Session:
                     on_stage("generate", len(generation.token_ids), run.options.max_new_tokens)
         return self.answer(run, generation)
 
-    def answer(self, run: "Run", generation: Generation | Sequence) -> Answer:
+    def answer(self, run: Run, generation: Generation | Sequence) -> Answer:
         """What a finished generation said, with its report."""
-        return Answer(generation.text, self._report(run, generation))
+        report = report_of(
+            self.adapter, run, generation, self.environment,
+            load_seconds=self.load_seconds, model_options=self.options,
+        )  # fmt: skip
+        return Answer(generation.text, report)
+
+    @cached_property
+    def environment(self) -> EnvironmentReport:
+        """What this session runs on."""
+        return environment_of(self.adapter)
 
     @contextmanager
     def _source(
@@ -412,102 +418,6 @@ class Session:
     def _say_decoder(self, clip: OpenedClip) -> None:
         if clip.decoder_used:
             self._log(clip.decoder_used)
-
-    def _report(self, run: "Run", generation: Generation | Sequence) -> Report:
-        """Everything that was measured, in the published form."""
-        adapter, before, counts = self.adapter, run.prompt.layout.counts, run.read.layer_counts
-        n_generated = len(generation.token_ids)
-        reason = generation.finish_reason or "stop"
-        steps = n_generated if reason == "stop" else n_generated - 1
-        lengths = [sum(layer) for layer in counts]
-        full = [sum(before)] * adapter.n_layers
-        cuts = [(drop.after_layer, drop.after) for drop in run.read.drops]
-        full_kv = kv_bytes(full, adapter.geometry, adapter.dtype.itemsize)
-        return Report(
-            schema_version=reporting.SCHEMA_VERSION,
-            media=media_record(run.media, run.clip, run.mtime),
-            question=run.question,
-            answer=generation.text,
-            method=reporting.method_record(run.plan),
-            tokens=reporting.token_report(before, counts, cuts, n_generated, reason),
-            retention=reporting.retention_report(run.plan, before, counts),
-            compute=reporting.compute_report(
-                prefill_flops(full, adapter.geometry), prefill_flops(lengths, adapter.geometry)
-            ),
-            timing=reporting.timing_report(run.clock, steps, self.load_seconds),
-            memory=reporting.memory_report(run.kv_bytes, full_kv, peak_memory(adapter.device)),
-            environment=self.environment,
-            options={**asdict(self.options), **asdict(replace(run.options, method=run.plan.method))},
-        )
-
-    @cached_property
-    def environment(self) -> reporting.EnvironmentReport:
-        """What this session runs on."""
-        adapter = self.adapter
-        return reporting.environment_report(
-            device=adapter.device,
-            dtype=str(adapter.dtype).removeprefix("torch."),
-            attention=adapter.attention,
-            model=adapter.name,
-            revision=adapter.revision,
-            family=adapter.geometry.family,
-            parameters=adapter.parameter_count,
-            quantization=adapter.quantization,
-            random_weights=adapter.random_weights,
-        )
-
-
-@dataclass(frozen=True)
-class Run:
-    """One question's way up to its first token, from which the answer and its report are made."""
-
-    media: str | Path
-    question: str
-    options: AskOptions
-    clip: OpenedClip
-    mtime: float
-    prompt: Prompt
-    plan: Plan
-    read: Prefilled
-    clock: Stopwatch
-    kv_bytes: int
-
-
-def media_shape(adapter: Adapter, clip: OpenedClip, preset: Preset) -> MediaShape:
-    """How many tokens the clip becomes, from its counts alone; the preset caps the tokens of a frame."""
-    return fit.media_shape(adapter, clip_facts(clip), preset)
-
-
-def clip_facts(clip: OpenedClip, start_s: float | None = None) -> fit.ClipFacts:
-    """What of an opened clip is looked at, from `start_s` of its file on."""
-    info = clip.info
-    if info.kind == "image":
-        return fit.ClipFacts(image_size=(info.height, info.width))
-    return fit.ClipFacts(
-        n_frames=len(clip.frame_times_s),
-        height=info.height,
-        width=info.width,
-        sample_fps=clip.sample_fps,
-        n_samples=clip.n_samples,
-        start_s=start_s or 0.0,
-    )
-
-
-def media_record(media: str | Path, clip: OpenedClip, mtime: float) -> dict[str, Any]:
-    """The report's `media`: the file, and what of it was used."""
-    return {
-        **asdict(clip.info),
-        "path": str(media),
-        "mtime": mtime,
-        "frames": len(clip.frame_times_s),
-        "sample_fps": clip.sample_fps,
-        "samples": clip.n_samples,
-        "video_used": clip.video_used,
-        "video_decoder": clip.video_decoder,
-        "audio_used": clip.audio_used,
-        "readable_fraction": clip.readable_fraction,
-        "frames_replaced": clip.frames_replaced,
-    }
 
 
 def ask(media: str | Path, question: str, **options: Any) -> Answer:

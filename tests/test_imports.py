@@ -16,9 +16,21 @@ PACKAGE = ROOT / "seats_cli"
 # room -> rooms that it may import; every room may import itself, and OPEN.
 MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"session", "measure", "demo", "lab", "batch"},
-    "batch": {"session", "engine", "model", "measure", "media"},
-    "lab": {"batch", "session", "engine", "model", "measure", "selection", "demo", "media"},
-    "session": {"asking", "media", "model", "engine", "selection", "measure"},
+    "batch": {"session", "answering", "asking", "engine", "model", "measure", "media"},
+    "lab": {
+        "batch",
+        "session",
+        "answering",
+        "asking",
+        "engine",
+        "model",
+        "measure",
+        "selection",
+        "demo",
+        "media",
+    },
+    "session": {"answering", "asking", "media", "model", "engine", "selection", "measure"},
+    "answering": {"asking", "media", "model", "engine", "selection", "measure"},
     "asking": {"media", "model", "engine", "selection", "measure"},
     "engine": {"model", "selection", "measure"},
     "model": {"selection"},
@@ -52,6 +64,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     },  # the last two inside functions of doctor.py
     "batch": {"torch", "ray"},  # ray in ray_engine.py alone
     "session": {"torch", "numpy"},
+    "answering": set(),
     "asking": set(),
     "engine": {"torch", "numpy"},
     "measure": {"torch"},

@@ -22,7 +22,9 @@ from seats_cli.media import Opener
 from seats_cli.model.kernels import quick_attention
 
 if TYPE_CHECKING:
-    from seats_cli.session import Answer, Run, Session
+    from seats_cli.answering import Run
+    from seats_cli.asking import Answer
+    from seats_cli.session import Session
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from seats_cli.errors import DeviceError
 from seats_cli.measure.clock import FIRST_TOKEN
 
 if TYPE_CHECKING:
-    from seats_cli.session import Answer, Run, Session
+    from seats_cli.answering import Run
+    from seats_cli.asking import Answer
+    from seats_cli.session import Session
 
 
 class AnswersTogether:

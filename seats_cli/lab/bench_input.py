@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from seats_cli.answering import media_shape
 from seats_cli.engine.encode import MediaSource
 from seats_cli.errors import MediaRange, UsageError
 from seats_cli.media import Sampling, VideoDecoding, open_clip
 from seats_cli.model.adapter import Adapter, MediaShape, Prompt
 from seats_cli.model.preprocess import PixelCaps
 from seats_cli.presets import Preset
-from seats_cli.session import media_shape
 
 SAMPLE_RATE = 16000
 POOL_BYTES = 1 << 26  # noise that is drawn; longer clips use it again, each time with other bits turned over

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from seats_cli.answering import clip_facts
+from seats_cli.asking import AskOptions, ModelOptions
 from seats_cli.engine.fit import (
     Asked,
     ClipFacts,
@@ -41,7 +43,6 @@ from seats_cli.model.quantize import NONE, refuse_expert_tensors, scheme_of
 from seats_cli.presets import resolve_model
 from seats_cli.selection.methods import find_method
 from seats_cli.selection.options import configure
-from seats_cli.session import AskOptions, ModelOptions, clip_facts
 
 TRIED_SCHEMES = ("8bit", "4bit")
 
