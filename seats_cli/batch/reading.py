@@ -21,9 +21,10 @@ JOIN_S = 10.0  # how long a thread may take to notice that it is to end
 
 @dataclass(frozen=True)
 class Listener:
-    """Where a run tells what happens while it does; called from two threads.
+    """Where a run tells what happens while it does; called from every thread that reads, and from those that
+    prefill and decode.
 
-    stage: (path, stage, done, total), of the clip that is read and of the one that is answered
+    stage: (path, stage, done, total), of clips that are read and of those that are answered
     warn:  a loss, and the file that it is about
     """
 
@@ -46,8 +47,8 @@ class Opened:
             self.warnings.append(message)
 
 
-class _Stopped(BaseException):
-    """Raised inside a reading that nobody waits for any more."""
+class Stopped(BaseException):
+    """Raised inside work that nobody waits for any more."""
 
 
 class ClipReader:
@@ -145,8 +146,11 @@ class ClipReader:
                     if clip is None:
                         return
                     opened = self._read(clip, opener)
-                    done()
-                except _Stopped:
+                    try:
+                        done()
+                    except Exception as error:  # of the GPU, which tells late
+                        opened.read, opened.error = None, error
+                except Stopped:
                     return
                 except BaseException as error:
                     self._put(number, error)  # raised again in the thread that takes
@@ -156,7 +160,7 @@ class ClipReader:
     def _choose(self) -> tuple[int, Clip | None]:
         """The next clip and its place; None where there are no more. One thread at a time."""
         with self._next:
-            self._check()
+            self.check()
             clip = None
             try:
                 if self._last is None:
@@ -184,7 +188,7 @@ class ClipReader:
         path = clip[0].path
 
         def on_stage(stage: str, done: int, total: int) -> None:
-            self._check()
+            self.check()
             self._listener.stage(path, stage, done, total)
 
         try:
@@ -195,6 +199,7 @@ class ClipReader:
             opened.error = error
         return opened
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises Stopped once nothing more is wanted: called in the middle of long work."""
         if self._stopping.is_set():
-            raise _Stopped
+            raise Stopped

@@ -7,9 +7,9 @@ clips -> ClipReader (its own thread: open, decode, resize, encode)
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,12 +29,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A question on its way: prefilled up to its first token's logits (`run`), or failed (`error`)."""
+    """A question on its way: prefilled up to its first token's logits (`run`), failed (`error`), or neither
+    yet, for which `Arrivals.again` is there.
+
+    clip:     what it is about; None once nothing more is asked of it
+    warnings: what was lost of the clip, and said to this question
+    seconds:  what reading the clip took, by stage
+    """
 
     item: Item
-    clip: Opened
+    clip: Opened | None
     run: "Run | None" = None
     error: Exception | None = None
+    warnings: Sequence[str] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def lacked_memory(self, error: Exception | None) -> bool:
+        """Whether an error says that the question may be answered once others have given memory back."""
+        return isinstance(error, DeviceError) and self.clip is not None and self.clip.read is not None
 
 
 class Arrivals:
@@ -60,18 +72,34 @@ class Arrivals:
         item = self._left.popleft()
         if not self._left:
             self._clip = None
+        return self._prefilled(item, clip)
+
+    def again(self, arrival: Arrival) -> Arrival:
+        """The same question, prefilled anew by the thread that asks: there was no memory for it, or for what
+        it had become."""
+        assert arrival.clip is not None  # it has not joined the answers in the making
+        return self._prefilled(arrival.item, arrival.clip)
+
+    def hold(self) -> bool:
+        """Memory is short: from now on a question is prefilled when it is taken, not before. Whether that
+        gave any back."""
+        return False
+
+    def _prefilled(self, item: Item, clip: Opened) -> Arrival:
         if clip.read is None:
-            return Arrival(item, clip, error=clip.error)
+            return Arrival(item, clip, error=clip.error, warnings=tuple(clip.warnings))
 
         def on_stage(stage: str, done: int, total: int) -> None:
+            self._reader.check()
             self._listener.stage(item.path, stage, done, total)
 
+        run = error = None
         try:
             options = self._asking.options(item)
             run = self._session.prefill(clip.read, item.question, options, on_stage=on_stage, warn=clip.warn)
-        except Exception as error:
-            return Arrival(item, clip, error=error)
-        return Arrival(item, clip, run)
+        except Exception as met:
+            error = met
+        return Arrival(item, clip, run, error, tuple(clip.warnings), clip.read.seconds)
 
     @property
     def ended(self) -> bool:
@@ -138,13 +166,11 @@ def run_batch(
     ):
         arrivals = Arrivals(session, reader, asking, listener)
         for arrival, outcome in decode(session, arrivals, listener):
-            item, clip = arrival.item, arrival.clip
             if isinstance(outcome, Exception):
-                yield failure(item, asking, outcome, clip.warnings)
+                yield failure(arrival.item, asking, outcome, arrival.warnings)
                 check_device(adapter.device, outcome)
             else:
-                seconds = clip.read.seconds if clip.read is not None else {}
-                yield success(item, asking, outcome, seconds, clip.warnings)
+                yield success(arrival.item, asking, outcome, arrival.seconds, arrival.warnings)
 
 
 def check_device(device: torch.device, error: Exception) -> None:

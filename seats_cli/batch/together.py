@@ -1,6 +1,7 @@
 """Answers of several questions decoded at once: all share the reading of the weights, which a token costs."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,34 +85,37 @@ def together(slots: int, ahead: int = 0) -> Decoder:
     def decode_all(session: "Session", arrivals: Arrivals | PrefilledAhead) -> Iterator[Outcome]:
         answers = AnswersTogether(session, slots)
         making: dict[int, Arrival] = {}
-        waiting: Arrival | None = None  # prefilled, but there was no memory for it beside the others
+        waiting: Arrival | None = None  # there was no memory for it beside the others
         crowded = False  # and none of these has ended since
         while making or waiting or not arrivals.ended:
             while answers.free and not crowded:
-                arrival = waiting or arrivals.take(wait=not making)
-                waiting = None
+                waited = waiting is not None
+                arrival, waiting = waiting or arrivals.take(wait=not making), None
                 if arrival is None:
                     break
-                if arrival.run is None:
-                    assert arrival.error is not None
-                    yield arrival, arrival.error
+                if arrival.run is None and (waited or arrival.error is None):
+                    arrival = arrivals.again(arrival)
+                error = arrival.error
+                if arrival.run is not None:
+                    try:
+                        answers.add(arrival.run)
+                        making[id(arrival.run)] = replace(arrival, clip=None)  # whose memory others may need
+                    except DeviceError as lack:
+                        error = lack
+                if error is None:
                     continue
-                try:
-                    answers.add(arrival.run)
-                    making[id(arrival.run)] = arrival
-                except DeviceError as error:
-                    if making:
-                        waiting, crowded = arrival, True
-                    else:
-                        yield arrival, error
+                if arrival.lacked_memory(error) and (arrivals.hold() or making):
+                    waiting, crowded = arrival, bool(making)
+                else:
+                    yield arrival, error
             try:
                 ended = answers.step() if making else []
             except Exception as error:  # where a step fails, it does for all that take part
                 answers.clear()
-                for arrival in making.values():
-                    yield arrival, error
+                lost, ended, crowded = list(making.values()), [], False
                 making.clear()
-                ended, crowded = [], False
+                for arrival in lost:
+                    yield arrival, error
             for run, answer in ended:
                 crowded = False
                 yield making.pop(id(run)), answer

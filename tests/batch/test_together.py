@@ -2,7 +2,10 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,9 @@ from seats_cli.batch.records import Asking, Record
 from seats_cli.batch.run import run_batch
 from seats_cli.batch.sources import Item
 from seats_cli.batch.together import AnswersTogether, together
+from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.graph import GraphDecoder
+from seats_cli.errors import DeviceError
 from seats_cli.session import ModelOptions, Session
 
 ASKING = Asking({"model": "tiny"}, {"max_new_tokens": 6, "ratio": 0.3, "temperature": 0.7})
@@ -78,28 +83,134 @@ def _prefilling() -> bool:
 
 def test_prefilling_ahead_ends_with_the_run(session: Session, clips: list[Clip]) -> None:
     """Whether the thread waits for a clip, for room, or has an error to hand on."""
-    come = threading.Event()
+    come, still_there = threading.Event(), []
 
     def one_that_comes_late() -> Iterator[Clip]:
         yield clips[0]
         come.wait(60)
 
+    def watch() -> None:
+        """Let the reader go once the other thread is gone, which must not wait for it."""
+        end = time.monotonic() + 5
+        while _prefilling() and time.monotonic() < end:
+            time.sleep(0.01)
+        still_there.append(_prefilling())
+        come.set()
+
     for given in (one_that_comes_late(), clips):
         run = run_batch(session, given, ASKING, decode=together(1, ahead=1))
         assert next(run)["key"] == "a0"
         assert _prefilling()
-        threading.Timer(0.2, come.set).start()
+        watcher = threading.Thread(target=watch)
+        watcher.start()
         run.close()
+        watcher.join()
         assert not _prefilling()
+    assert still_there == [False, False]
 
     def broken() -> Iterator[Clip]:
         yield clips[0]
         raise OSError("the list ends here")
 
-    found = []
+    found: list[Record] = []
     with pytest.raises(OSError, match="the list ends here"):
         found.extend(run_batch(session, broken(), ASKING, decode=together(2, ahead=1)))
+    assert [record["key"] for record in found] in ([], ["a0"])  # whichever is noticed first
     assert not _prefilling()
+
+
+def test_a_prefill_is_left_in_its_middle(session: Session, clips: list[Clip], monkeypatch: Any) -> None:
+    begun, go_on, layers = threading.Event(), threading.Event(), []
+    real = Session.prefill
+
+    def prefill(self: Session, *args: Any, on_stage: Any, **options: Any) -> Any:
+        if begun.is_set() or threading.current_thread().name != "seats-prefill":
+            return real(self, *args, on_stage=on_stage, **options)
+
+        def slow(*stage: Any) -> None:
+            layers.append(stage)
+            begun.set()
+            go_on.wait(30)
+            on_stage(*stage)
+
+        return real(self, *args, on_stage=slow, **options)
+
+    monkeypatch.setattr(Session, "prefill", prefill)
+    run = run_batch(session, clips, ASKING, decode=together(1, ahead=1))
+    thread = threading.Thread(target=lambda: next(run, None))
+    thread.start()
+    assert begun.wait(30)
+    prefilling = next(one for one in threading.enumerate() if one.name == "seats-prefill")
+    stop = run.gi_frame.f_locals["reader"].stop  # type: ignore[attr-defined]
+    stop()
+    go_on.set()
+    prefilling.join(30)
+    thread.join(30)
+    assert len(layers) == 1
+
+
+@pytest.mark.parametrize(("slots", "room_open", "room"), [(2, 9, 2), (4, 2, 3), (4, 9, 1), (3, 1, 9)])
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_all_are_answered_where_memory_holds_a_few(
+    session: Session, clips: list[Clip], monkeypatch: Any, slots: int, room_open: int, room: int, ahead: int
+) -> None:
+    """Room for so many open answers, and for so many of them and of prefilled questions together."""
+    alone = by_key(list(run_batch(session, clips, ASKING, ahead=0)))
+    opened: set[int] = set()
+    caches: list[weakref.ref[LayerCache]] = []
+    prefill, begin, retire = Session.prefill, GraphDecoder.begin, GraphDecoder.retire
+
+    def live() -> int:
+        return len(opened) + sum((cache := ref()) is not None and any(cache.lengths) for ref in caches)
+
+    def prefilling(self: Session, *args: Any, **options: Any) -> Any:
+        if live() >= room:
+            raise DeviceError("out of memory in the prefill")
+        run = prefill(self, *args, **options)
+        caches.append(weakref.ref(run.read.cache))
+        return run
+
+    def beginning(self: GraphDecoder, cache: LayerCache, position: float, room: int, slot: int = 0) -> None:
+        if len(opened) >= room_open:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        begin(self, cache, position, room, slot)
+        opened.add(slot)
+
+    def retiring(self: GraphDecoder, slot: int) -> None:
+        opened.discard(slot)
+        retire(self, slot)
+
+    monkeypatch.setattr(Session, "prefill", prefilling)
+    monkeypatch.setattr(GraphDecoder, "begin", beginning)
+    monkeypatch.setattr(GraphDecoder, "retire", retiring)
+    many = [tuple(replace(item, key=f"{item.key}{n}") for item in clip) for n in range(3) for clip in clips]
+    decode = together(slots, ahead)
+    found = by_key(list(run_batch(session, many, ASKING, ahead=4, readers=2, decode=decode)))
+    assert [record["answer"] for record in found] == [r["answer"] for r in alone for _ in range(3)]
+
+
+def test_an_error_that_the_gpu_tells_late_is_its_question_s(
+    session: Session, clips: list[Clip], monkeypatch: Any
+) -> None:
+    """Of a clip that is read, and of a question that is prefilled: the others are answered."""
+    for where in ("reading", "prefilling"):
+        waits: list[int] = []
+
+        @contextmanager
+        def stream(_: Any, waits: list[int] = waits) -> Iterator[Any]:
+            def done() -> None:
+                waits.append(1)
+                if len(waits) == 3:
+                    raise RuntimeError("CUDA error: late")
+
+            yield done
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"seats_cli.batch.{where}.own_stream", stream)
+            found = list(run_batch(session, clips, ASKING, ahead=2, decode=together(2, ahead=1)))
+        failed = {record["key"] for record in found if not record["ok"]}
+        assert len(found) == 6
+        assert failed == ({"b0", "c0", "c1"} if where == "reading" else {"b0", "c0"})
 
 
 def test_no_more_is_prefilled_ahead_than_asked(session: Session, clips: list[Clip], monkeypatch: Any) -> None:
