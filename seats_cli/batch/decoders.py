@@ -9,6 +9,7 @@ from seats_cli.media import DecoderProcess, Opener
 from seats_cli.media.process import AVAILABLE
 
 MOST = 12  # by default
+MOST_THREADS = 16  # of one that decodes; FFmpeg warns of more
 ANSWERS_AT_ONCE = 8  # likewise, where a CUDA graph decodes them
 
 
@@ -33,9 +34,14 @@ class Pace:
         return self.readers + 2 if self.readers else 1
 
     @property
+    def prefilled(self) -> int:
+        """Questions that are prefilled before there is a place for them among those decoded together."""
+        return 1 if self.slots > 1 else 0
+
+    @property
     def in_hand(self) -> int:
         """Clips at one time, those whose answers are in the making included."""
-        return self.slots + self.ahead
+        return self.slots + self.ahead + self.prefilled
 
 
 IN_THIS_PROCESS = Pace()
@@ -59,8 +65,9 @@ def choose_pace(
     if readers is None:
         readers = min(MOST, max(own - 1, 0)) if on_gpu and hwaccel == "none" and AVAILABLE else 0
     readers = min(readers, n_clips)
-    threads = max(1, own // readers) if readers else 0
-    return Pace(readers, slots or (ANSWERS_AT_ONCE if on_gpu and graphs else 1), threads)
+    slots = slots or (ANSWERS_AT_ONCE if on_gpu and graphs else 1)
+    threads = min(MOST_THREADS, max(1, own // readers)) if readers else 0
+    return Pace(readers, slots, threads)
 
 
 @contextmanager
@@ -68,5 +75,6 @@ def decoders(pace: Pace) -> Iterator[tuple[Opener, ...]]:
     """Openers of a process a reader, which start at once and are ended with the block. Raises UsageError
     where the system has none."""
     with ExitStack() as stack:
-        processes = [DecoderProcess(threads=pace.threads) for _ in range(pace.readers)]
-        yield tuple(stack.enter_context(process).open for process in processes)
+        yield tuple(
+            stack.enter_context(DecoderProcess(threads=pace.threads)).open for _ in range(pace.readers)
+        )

@@ -16,8 +16,6 @@ from seats_cli.media import Opener
 if TYPE_CHECKING:
     from seats_cli.session import Session
 
-PREFILLED_AHEAD = 1  # questions that wait for a place among the answers that are decoded together
-
 
 @dataclass(frozen=True)
 class Answering:
@@ -78,7 +76,7 @@ def answered(
             ahead=pace.ahead,
             readers=max(pace.readers, 1),
             openers=own if openers is None else openers,
-            decode=together(pace.slots, ahead=PREFILLED_AHEAD) if pace.slots > 1 else one_by_one,
+            decode=together(pace.slots, ahead=pace.prefilled) if pace.slots > 1 else one_by_one,
         )
 
 

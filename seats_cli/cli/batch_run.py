@@ -204,8 +204,8 @@ def gather_by_ray(terminal: Terminal, request: BatchRequest, stack: ExitStack) -
         from seats_cli.batch.ray_engine import RayTeam
         from seats_cli.batch.reading import Listener
 
-    # What the cluster's hosts have is not known here, so nothing is chosen for them.
-    pace = Pace(request.readers or 0, request.batch_size or 1)
+    # What the cluster has is not known here: nothing is chosen for it, and each reader gets a thread.
+    pace = Pace(request.readers or 0, request.batch_size or 1, threads=1)
     team = stack.enter_context(
         RayTeam(_asking(request), address=request.ray_address, actors=request.workers, pace=pace)
     )

@@ -164,9 +164,13 @@ def forecast(adapter: Adapter, asked: Asked, weights: int, engine: Engine, *, de
 def _grids_at_once(shape: MediaShape, plan: Plan, device_bytes: int, temporal_patch: int) -> int:
     """Grids in a batch of the vision encoder, as `engine.encode` cuts them."""
     assert shape.video_grid is not None
-    frames = FRAMES_ON_LARGE_GPU if device_bytes > LARGE_GPU_BYTES else FRAMES_AT_ONCE
     window = _window_grids(shape, plan)
-    return min(shape.video_grid[0], max(1, frames // (window * temporal_patch)) * window)
+    at_once = max(1, _frames_at_once(device_bytes) // (window * temporal_patch))
+    return min(shape.video_grid[0], at_once * window)
+
+
+def _frames_at_once(device_bytes: int) -> int:
+    return FRAMES_ON_LARGE_GPU if device_bytes > LARGE_GPU_BYTES else FRAMES_AT_ONCE
 
 
 def _window_grids(shape: MediaShape, plan: Plan) -> int:
@@ -192,9 +196,11 @@ def _pixel_bytes(adapter: Adapter, asked: Asked, shape: MediaShape, plan: Plan, 
     if shape.video_grid is None:
         return of_grid
     grids = _grids_at_once(shape, plan, device_bytes, geometry.temporal_patch)
+    native = 3 * asked.clip.height * asked.clip.width * geometry.temporal_patch
     window = _window_grids(shape, plan)
-    native = 3 * asked.clip.height * asked.clip.width * geometry.temporal_patch * window
-    return 2 * grids * of_grid + native * windows_in_piece(max(1, grids // window), native)
+    at_once = max(1, _frames_at_once(device_bytes) // (window * geometry.temporal_patch))
+    piece = min(grids, window * windows_in_piece(at_once, window * native))
+    return 2 * grids * of_grid + piece * native
 
 
 def _positions(shape: MediaShape) -> int:

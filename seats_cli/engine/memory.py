@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 import torch
@@ -90,7 +91,8 @@ class Attempt:
 def _out_of_memory(error: BaseException, advise: Advice | None) -> DeviceError:
     _forget(error)
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # PyTorch refuses while another thread records a graph
+            torch.cuda.empty_cache()
     stage, hint = advise() if advise is not None else ("", None)
     where = f" {stage}" if stage else ""
     first_line = str(error).split("\n")[0]

@@ -64,7 +64,7 @@ class Workload:
 
     patches:      of the vision encoder's largest batch; 0 without pictures; of these `window_patches` attend
                   to each other where saliency is asked for, 0 where it is not
-    pixel_bytes:  of the resized frames of that batch, and of one stage-I window of native ones
+    pixel_bytes:  of the resized frames of that batch, and of one piece of native ones
     positions:    of the audio encoder's largest batch; 0 without sound
     held:         media tokens whose embeddings wait for the language model: those that stage I keeps, or all
                   of them where the method chooses over the whole clip

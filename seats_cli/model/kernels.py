@@ -121,8 +121,9 @@ def finished(device: torch.device) -> None:
 
 
 def quick_attention(device: torch.device, n_tokens: int = 0) -> AbstractContextManager[Any]:
-    """Inside the block, attention to up to `SHORT_ATTENTION` tokens on CUDA uses kernels that need no plan
-    made for a new length: what `attention` does for the fast paths, for transformers' own modules.
+    """Inside the block, all attention of the process on CUDA uses kernels that need no plan made for a new
+    length: what `attention` does for the fast paths, for transformers' own modules. Nothing changes where
+    `n_tokens` says that sequences are longer than `SHORT_ATTENTION`.
 
     PyTorch's switch is the process's, and kernels round differently: where several threads run such modules,
     one block around all of them keeps what a clip becomes from depending on what another thread does.

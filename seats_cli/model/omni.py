@@ -8,6 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from threading import BoundedSemaphore
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +32,7 @@ from seats_cli.model.prompt import PositionRule, SpecialIds, lay_out
 
 VISION_BATCH_PATCHES = 1 << 16  # patches through the vision tower at once: bounds memory, not results
 AUDIO_BATCH_FRAMES = 25600  # mel frames through the audio encoder at once (256 s)
+ENCODERS_AT_ONCE = 4  # threads of a batch that may run an encoder: bounds the activations that are alive
 
 
 class OmniAdapter(Adapter):
@@ -84,6 +86,7 @@ class OmniAdapter(Adapter):
         self._fast_text: FusedText | None = None
         self._special = read_special_ids(model.config, tokenizer, self.special_tokens)
         self._rule = self.position_rule(self.geometry)
+        self._encoding = BoundedSemaphore(ENCODERS_AT_ONCE)
         self.position_dtype = self._rule.dtype
         # Clips of one length share their prompt, which takes milliseconds to lay out.
         self._lay_out = lru_cache(4)(partial(lay_out, tokenizer, self._special, self._rule))
@@ -229,12 +232,13 @@ class OmniAdapter(Adapter):
         windows_at_once = max(1, VISION_BATCH_PATCHES // (per_grid * window))
         step = windows_at_once * window * self.geometry.temporal_patch
         starts = range(0, len(frames), step)
-        return Encoded.join(
-            [
-                self._encode_patches(self._patches(frames[i : i + step], grid), grid, window, saliency)
-                for i in starts
-            ]
-        )
+        with self._encoding:
+            return Encoded.join(
+                [
+                    self._encode_patches(self._patches(frames[i : i + step], grid), grid, window, saliency)
+                    for i in starts
+                ]
+            )
 
     @torch.no_grad()
     def encode_image(self, image: torch.Tensor, grid: tuple[int, int, int]) -> Encoded:
@@ -254,7 +258,8 @@ class OmniAdapter(Adapter):
         for first in range(0, mel.shape[1], step):
             part = mel[:, first : first + step]
             if self.audio_token_count(part.shape[1]):
-                parts.append(self._encode_mel(part, window, saliency, start + first))
+                with self._encoding:
+                    parts.append(self._encode_mel(part, window, saliency, start + first))
         return Encoded.join(parts) if parts else self._nothing(saliency)
 
     def _patches(self, frames: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:

@@ -4,7 +4,8 @@ An extra pass over what that block's attention was given, so the encoder's outpu
 """
 
 import itertools
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,18 +47,30 @@ def received_from_qkv(qkv: torch.Tensor, n_heads: int, window: int) -> torch.Ten
     return attention_received(query, key, window, head_dim**-0.5)
 
 
+_hooked = threading.Lock()  # a module has one hook at a time
+
+
 @contextmanager
 def last_input(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
-    """What `module` is called with inside the block, by argument name; the hook goes when the block ends."""
-    seen: dict[str, Any] = {}
+    """What `module` is called with inside the block, by argument name; the hook goes when the block ends.
 
-    def remember(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.update(kwargs)
+    Other threads may call the module meanwhile, whose input is theirs; a block of theirs waits for this one.
+    """
+    seen: dict[str, Any] = {}
+    owner = threading.get_ident()
+
+    def remember(
+        _: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    ) -> None:  # kwargs lack where the hook is removed while another thread is about to call it
+        if threading.get_ident() != owner:
+            return
+        seen.update(kwargs or {})
         if args:
             seen["hidden_states"] = args[0]
 
-    handle = module.register_forward_pre_hook(remember, with_kwargs=True)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    with _hooked:
+        handle = module.register_forward_pre_hook(remember, with_kwargs=True)
+        try:
+            yield seen
+        finally:
+            handle.remove()

@@ -110,6 +110,7 @@ def test_decoders_end_with_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({}, Pace(12, 8, 1)),
         ({"n_cores": 64}, Pace(12, 8, 5)),
+        ({"n_cores": 128, "n_clips": 2}, Pace(2, 8, 16)),
         ({"n_cores": 6}, Pace(5, 8, 1)),
         ({"n_cores": 1}, Pace(0, 8)),
         ({"sharing": 4}, Pace(3, 8, 1)),

@@ -1,6 +1,9 @@
 """The network, run part by part, against transformers' own forward on the same tiny checkpoint in float32."""
 
 import copy
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from omni_inputs import CLIPS, compare_logits, embed, make_inputs
+from seats_cli.model import omni
 from seats_cli.model.adapter import Adapter, Encoded
 from seats_cli.model.load import load_model
 from seats_cli.model.preprocess import patchify
@@ -340,6 +344,49 @@ def test_no_hook_stays_behind(family_adapter: Any) -> None:
     with pytest.raises(RuntimeError):
         family_adapter.encode_audio(torch.randn(7, 400))
     assert not family_adapter._audio.layers[-1].self_attn._forward_pre_hooks
+
+
+def test_threads_encode_each_their_own_clip(reference: Adapter) -> None:
+    """Saliency is taken from what one module was given, and other threads give it theirs."""
+    clips = [torch.randint(0, 256, (4, 56, 84, 3), dtype=torch.uint8) for _ in range(6)]
+    sounds = [torch.randn(reference.mel_spec.bins, 400) for _ in clips]
+    grid, work = (2, 4, 6), range(6)
+
+    def encode(i: int) -> tuple[torch.Tensor, ...]:
+        video, audio = reference.encode_video(clips[i], grid), reference.encode_audio(sounds[i])
+        assert video.saliency is not None
+        assert audio.saliency is not None
+        return video.embeddings, video.saliency, audio.embeddings, audio.saliency
+
+    expected = [encode(i) for i in work]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(4):
+            for one, other in zip(expected, pool.map(encode, work), strict=True):
+                assert all(map(torch.equal, one, other))
+
+
+def test_no_more_encode_at_once_than_memory_is_planned_for(
+    tiny_adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, most, lock = [0], [0], threading.Lock()
+    real = type(tiny_adapter)._encode_patches
+
+    def counted(self: Adapter, *args: Any) -> Encoded:
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        try:
+            return real(self, *args)
+        finally:
+            with lock:
+                inside[0] -= 1
+
+    monkeypatch.setattr(type(tiny_adapter), "_encode_patches", counted)
+    frames = torch.zeros(2, 56, 84, 3, dtype=torch.uint8)
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda _: tiny_adapter.encode_video(frames, (1, 4, 6)), range(24)))
+    assert 1 < most[0] <= omni.ENCODERS_AT_ONCE
 
 
 def test_frames_are_resized_to_the_grid(family_adapter: Adapter) -> None:
