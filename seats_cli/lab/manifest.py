@@ -32,7 +32,6 @@ from typing import Any
 
 from seats_cli.errors import UsageError
 from seats_cli.lab.scoring import LETTERED, LETTERS, edit_distance, option_index
-from seats_cli.media.sampling import parse_time
 
 KEYS = ("media", "question", "answer", "options", "family", "id", "start", "end")
 NO_FAMILY = "all"
@@ -236,6 +235,8 @@ class _Line:
         if value is None:
             return None
         if isinstance(value, str):
+            from seats_cli.media.sampling import parse_time  # whose room needs decoders
+
             with suppress(UsageError):  # told below, with the line
                 value = parse_time(value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_S:

@@ -1,0 +1,233 @@
+"""Clips an hour of a batch, and how busy the GPU is meanwhile.
+
+    python tests/batch/throughput.py phases OUT.json --clips 128 --paces 8x8,12x8
+    python tests/batch/throughput.py gpus OUT.json --clips 100 --gpus 1,2,4 --cores 16
+
+`phases`: in one session one clip after the other, and then so many readers x answers together. `gpus`: the
+command itself on so many GPUs, with so many clips and cores (0: all there are) for each; from an early record
+to the last, so without loading. The clips are four different ones under many names, 640x360 at 30 frames a
+second with sound. Without --model it is the 7B geometry with random weights.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT)]
+QUESTION = "what is said in this clip and who says it?"
+LOOKS_S = 0.1
+FPS, RATE, WIDTH, HEIGHT = 30, 48_000, 640, 360
+DIFFERENT = 4
+
+
+# ---- clips ------------------------------------------------------------------------------------------------
+
+
+def write_clip(path: Path, seconds: int, seed: int) -> None:
+    """H.264 and AAC: a box and a patterned background that both move, a tone that wavers."""
+    rng = np.random.default_rng(seed)
+    tiles = rng.integers(0, 255, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+    background = tiles.repeat(8, 0).repeat(8, 1)
+    time_s = np.arange(seconds * RATE) / RATE
+    sound = (0.3 * np.sin(2 * np.pi * (200 + 50 * np.sin(time_s)) * time_s)).astype(np.float32)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        audio = container.add_stream("aac", rate=RATE)
+        audio.layout = "mono"
+        for number in range(seconds * FPS):
+            picture = np.roll(background, (number * 3, number * 5), (0, 1))
+            left = number * 7 % (WIDTH // 2)
+            picture[HEIGHT // 4 : HEIGHT // 2, left : left + WIDTH // 6] = number * 3 % 255
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode())
+        for start in range(0, len(sound), 1024):
+            block = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], "fltp", "mono")
+            block.sample_rate, block.pts = RATE, start
+            container.mux(audio.encode(block))
+        container.mux(audio.encode())
+
+
+def named(folder: Path, tag: str, count: int, seconds: int) -> Path:
+    """A folder with so many names of the clips, which are written once."""
+    place = folder / tag
+    place.mkdir()
+    for number in range(count):
+        source = folder / f"{seconds}-{number % DIFFERENT}.mp4"
+        if not source.exists():
+            write_clip(source, seconds, number)
+        os.link(source, place / f"{number:05d}.mp4")
+    return place
+
+
+# ---- the GPU ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def watched() -> Iterator[list[float]]:
+    """Seconds and the first GPU's use in percent, in turns, as nvidia-smi tells; nothing without one."""
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-i", "0"]
+    looks: list[float] = []
+    with tempfile.TemporaryFile("w+") as log:
+        try:
+            watcher = subprocess.Popen([*command, "-lms", str(round(LOOKS_S * 1000))], stdout=log)
+        except FileNotFoundError:
+            yield looks
+            return
+        try:
+            yield looks
+        finally:
+            watcher.kill()
+            watcher.wait()
+            log.seek(0)
+            looks += [float(line) for line in log.read().split()]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 1) if values else None
+
+
+# ---- measurements -----------------------------------------------------------------------------------------
+
+
+def phases(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """A row for one after the other, and for each pace, in one session."""
+    from seats_cli.batch.decoders import Pace, cores
+    from seats_cli.batch.records import Asking
+    from seats_cli.batch.run import run_batch
+    from seats_cli.batch.sources import Item
+    from seats_cli.batch.team import answered
+    from seats_cli.session import ModelOptions, Session
+
+    asking = Asking(model_of(asked), {"max_new_tokens": asked.tokens, "ratio": asked.ratio})
+    session = Session(ModelOptions(**asking.model))
+
+    def run(tag: str, count: int, pace: Pace | None) -> dict[str, Any]:
+        files = sorted(named(folder, tag, count, asked.seconds).iterdir())
+        clips = [(Item(str(path), QUESTION, key=path.name),) for path in files]
+        with watched() as looks:
+            start = time.perf_counter()
+            given: Iterable[dict[str, Any]] = (
+                run_batch(session, clips, asking, ahead=0)
+                if pace is None
+                else answered(session, clips, asking, pace)
+            )
+            records = list(given)
+            seconds = time.perf_counter() - start
+        return {
+            "pace": tag,
+            "clips": count,
+            "failed": sum(not record["ok"] for record in records),
+            "seconds": round(seconds, 2),
+            "clips_per_hour": round(count / seconds * 3600),
+            "gpu_utilisation": mean(looks),
+        }
+
+    paces = [
+        Pace(readers, slots, max(1, cores() // readers) if readers else 0)
+        for readers, slots in (map(int, pace.split("x")) for pace in asked.paces.split(","))
+    ]
+    run("warm-up", 2, None)
+    run("warm-up together", 8, paces[0])
+    yield run("one after the other", max(4, asked.clips // 16), None)
+    for pace in paces:
+        yield run(f"{pace.readers} readers of {pace.threads} threads, {pace.slots} slots", asked.clips, pace)
+
+
+def gpus(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """A row for each number of GPUs."""
+    for count in map(int, asked.gpus.split(",")):
+        place, out = (
+            named(folder, f"on {count}", asked.clips * count, asked.seconds),
+            folder / f"{count}.jsonl",
+        )
+        options = [
+            item
+            for name, value in model_of(asked).items()
+            if name != "device"
+            for item in (f"--{name.replace('_', '-')}", value)
+        ]
+        options += ["--max-new-tokens", str(asked.tokens), "--ratio", str(asked.ratio), "-o", str(out)]
+        cores = sorted(os.sched_getaffinity(0))[: asked.cores * count or None]
+        began, lines = time.perf_counter(), [(0.0, 0)]
+        with watched() as looks, tempfile.TemporaryFile("w+") as told:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "seats_cli", "ask", str(place), QUESTION, *options],
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))},
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),  # noqa: B023 - run at once
+                stderr=told,
+            )
+            while process.poll() is None:
+                done = out.read_bytes().count(b"\n") if out.exists() else 0
+                if done != lines[-1][1]:
+                    lines.append((round(time.perf_counter() - began, 2), done))
+                time.sleep(LOOKS_S)
+            told.seek(0)
+            summary = told.read().strip().splitlines()[-1:]
+        yield steady(lines, 8 * count, looks) | {"gpus": count, "cores": len(cores), "summary": summary}
+
+
+def steady(lines: list[tuple[float, int]], after: int, looks: list[float]) -> dict[str, Any]:
+    """The rate from the first look that saw at least `after` records to the last record."""
+    start_s, first = next((line for line in lines if line[1] >= after), lines[-1])
+    end_s, last = lines[-1]
+    rate = (last - first) / (end_s - start_s) * 3600 if end_s > start_s else None
+    seen = looks[round(start_s / LOOKS_S) : round(end_s / LOOKS_S)]
+    return {
+        "records": last,
+        "from": first,
+        "seconds": round(end_s - start_s, 2),
+        "clips_per_hour": rate and round(rate),
+        "gpu_0_utilisation": mean(seen),
+        "lines_at_s": [line for before, line in pairwise(lines) if line[1] != before[1]],
+    }
+
+
+def model_of(asked: argparse.Namespace) -> dict[str, str]:
+    """Keywords of ModelOptions."""
+    return {"model": asked.model, "device": asked.device, "load_format": asked.load_format}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("phases", "gpus"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default="omni-7b")
+    parser.add_argument("--load-format", default="dummy")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--clips", type=int, default=128)
+    parser.add_argument("--seconds", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--ratio", type=float, default=0.1)
+    parser.add_argument("--paces", default="8x8,12x8")
+    parser.add_argument("--gpus", default="1,2,4")
+    parser.add_argument("--cores", type=int, default=0)
+    asked = parser.parse_args()
+    options = {name: value for name, value in vars(asked).items() if name != "out"}
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in (phases if asked.what == "phases" else gpus)(asked, Path(folder)):
+            rows.append(row)
+            print({name: value for name, value in row.items() if name != "lines_at_s"}, flush=True)
+            asked.out.write_text(
+                json.dumps({"options": options, "cores": os.cpu_count(), "rows": rows}) + "\n"
+            )
+
+
+if __name__ == "__main__":
+    main()
