@@ -194,6 +194,7 @@ def ask(
         output=output,
         form="jsonl" if jsonl else form,
         overwrite=overwrite,
+        named_in=sources.files,
         retry_failed=retry_failed,
         fail_fast=fail_fast,
         unordered=unordered,

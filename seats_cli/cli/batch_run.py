@@ -1,9 +1,10 @@
 """The run of `seats ask` over many files: what is left to do, who answers, where records go."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from seats_cli.cli.loading import (
     quieten_libraries,
     say_whose_answers,
 )
-from seats_cli.errors import DeviceError, MediaError, SeatsError
+from seats_cli.errors import DeviceError, MediaError, SeatsError, UsageError
 
 if TYPE_CHECKING:
     from seats_cli.batch.decoders import Pace
@@ -45,6 +46,7 @@ class BatchRequest:
     output: Path | None = None
     form: str | None = None
     overwrite: bool = False
+    named_in: tuple[str, ...] = ()  # files that questions and names were read from
     retry_failed: bool = False
     fail_fast: bool = False
     unordered: bool = False
@@ -61,6 +63,7 @@ class _Enough(Exception):
 
 def run_many(terminal: Terminal, request: BatchRequest) -> int:
     """Ask what has no record yet, write records as they come, say what came of it. Returns the exit code."""
+    check_output(request)
     items = with_keys(request.items, request.model, request.asked)
     wanted = [item.key for item in items]
     with ExitStack() as stack:
@@ -84,6 +87,18 @@ def run_many(terminal: Terminal, request: BatchRequest) -> int:
         )
         terminal.note(f"interrupted; {told}")
     return code if code is not None else 1 if screen.failed or left.failed else 0
+
+
+def check_output(request: BatchRequest) -> None:
+    """Raise UsageError where records would be written over what they are made from."""
+    if request.output is None or not request.output.exists():
+        return
+    for path in dict.fromkeys([*request.named_in, *(item.path for item in request.items)]):
+        with suppress(OSError, ValueError):  # a file that is not there is no output either
+            if os.path.samefile(path, request.output):
+                raise UsageError(
+                    f"-o {request.output} is one of the files that are read", hint="give -o a name of its own"
+                )
 
 
 def _ask_all(
@@ -222,6 +237,8 @@ def gather_by_ray(terminal: Terminal, request: BatchRequest, stack: ExitStack) -
 
 def _warner(terminal: Terminal) -> Callable[[str, str | None], None]:
     def warn(message: str, path: str | None) -> None:
+        if path is not None:
+            message = message.removeprefix(f"{os.path.basename(path)}: ")
         terminal.warn(message if path is None or path in message else f"{path}: {message}")
 
     return warn

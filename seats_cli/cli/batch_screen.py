@@ -88,8 +88,8 @@ class BatchScreen:
     def summary(self, left: Left, *, retry: str | None) -> None:
         """What came of what was left to do, in one line, and how to try what failed again."""
         seconds = self._now() - self._began
-        failed, not_run = self.failed + left.failed, self.total - self.done
-        parts = [f"{self.ok} ok", f"{failed} failed"]
+        not_run = self.total - self.done
+        parts = [f"{self.ok} ok", f"{self.failed} failed"]
         if left.done:
             earlier = f" ({left.failed} of them failures)" if left.failed else ""
             parts.append(f"{left.done} skipped: done before{earlier}")
@@ -101,7 +101,7 @@ class BatchScreen:
         if left.failed and not self.failed and self.terminal.quiet:
             self.terminal.warn(line)  # else nothing would say why the exit code is 1
         self.terminal.note(line)
-        if failed and retry is not None:
+        if (self.failed or left.failed) and retry is not None:
             self.terminal.note(f"to try the failed ones again: {retry}")
 
     def _rate(self) -> list[str]:

@@ -29,6 +29,12 @@ class Sources:
     shard: tuple[int, int] | None = None
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Files that names and questions are read from."""
+        named = (self.list_from, self.manifest, self.questions)
+        return tuple(str(path) for path in named if path is not None and str(path) != STDIN)
+
+    @property
     def many(self) -> bool:
         """Whether it is more than files that were named one by one, with one question."""
         lists = self.list_from is not None or STDIN in self.media or self.shard is not None

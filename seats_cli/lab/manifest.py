@@ -283,7 +283,10 @@ _ONE_OBJECT = 'one JSON object a line: {"media": "a.mp4", "question": "what is s
 
 
 def _slip(key: str, known: str) -> bool:
-    """Whether a key was probably meant to be a known one: an edit for three letters at most."""
+    """Whether a key was probably meant to be a known one: an edit for three letters at most, or letters that
+    have changed places."""
+    if len(known) > 3 and sorted(key.casefold()) == sorted(known):
+        return True
     return edit_distance(key.casefold(), known) <= (len(known) // 3 if len(known) > 3 else 0)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,6 +128,28 @@ def test_lists_come_from_stdin_or_a_file(run: Run, script: Script, folder: Path)
     result = piped(run, b"videos/a.mp4\0#b.mp4\0", "ask", "-0", "-", "why?", "--jsonl")
     assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == ["videos/a.mp4", "#b.mp4"]
     assert result.exit_code == 1
+
+
+def test_records_are_not_written_over_what_they_are_made_from(run: Run, script: Script, folder: Path) -> None:
+    Path("list.txt").write_text("videos/a.mp4\n")
+    Path("questions.csv").write_text("why?\n")
+    Path("rows.jsonl").write_text('{"media": "videos/a.mp4", "question": "why?"}\n')
+    os.link("videos/b.mp4", "other.jsonl")
+    before = {
+        path: Path(path).read_bytes() for path in ("videos/a.mp4", "list.txt", "rows.jsonl", "questions.csv")
+    }
+    for arguments in (
+        ("videos/a.mp4", "why?", "-o", "videos/a.mp4", "--format", "jsonl"),
+        ("videos", "why?", "-o", "other.jsonl"),
+        ("--from", "list.txt", "why?", "-o", "list.txt", "--format", "jsonl"),
+        ("--manifest", "rows.jsonl", "-o", "rows.jsonl"),
+        ("videos", "--questions", "questions.csv", "-o", "questions.csv"),
+    ):
+        result = run("ask", *arguments, "--overwrite")
+        assert result.exit_code == 2, arguments
+        assert "is one of the files that are read" in result.stderr
+    assert {path: Path(path).read_bytes() for path in before} == before
+    assert script.opened == []
 
 
 @pytest.mark.parametrize(

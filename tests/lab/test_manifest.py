@@ -188,6 +188,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"media": "a.mp4", "question": "q", "anwser": "a"}, ':2: unknown key "anwser"'),
     (LINE | {"optoins": ["x", "y"]}, ':2: unknown key "optoins"'),
     (LINE | {"Family": "x"}, ':2: unknown key "Family"'),
+    (LINE | {"strat": 3}, ':2: unknown key "strat"'),
     (LINE, ":2: the id 'a-.*' is already that of line 1"),
     (LINE | {"id": "first"}, ":2: the id 'first' is already that of line 1"),
 ]
