@@ -20,8 +20,8 @@ class Pace:
     readers: clips that are read at the same time, each decoded by a process of its own; 0: one, in this
              process, while another is answered
     slots:   answers that are decoded together, where a CUDA graph decodes them
-    threads: of each reader's process; 0: one a core, which is quick for a single clip, but several clips at a
-             time cost a quarter more of the CPU in all (16 threads against one)
+    threads: of each reader's process; 0: one a core, which is quick for a single clip, while several clips at a
+             time are then after the same cores
     """
 
     readers: int = 0

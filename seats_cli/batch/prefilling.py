@@ -11,7 +11,7 @@ import torch
 
 from seats_cli.batch.reading import JOIN_S, Stopped
 from seats_cli.batch.run import Arrival, Arrivals
-from seats_cli.batch.streams import own_stream, taken_over
+from seats_cli.batch.streams import own_stream, take_over
 
 
 class PrefilledAhead:
@@ -37,17 +37,17 @@ class PrefilledAhead:
             if wait:
                 self._changed.wait_for(lambda: self._ready or self._over)
             arrival = self._ready.popleft() if self._ready else None
+            over = arrival is None and self._over  # seen together, or what comes in between would be lost
             self._changed.notify_all()
-        if arrival is None and self._held:
+        if over and self._held:
             arrival = self._arrivals.take(wait=wait)
-            self.ended = self._arrivals.ended
-        elif arrival is None:
-            self.ended = self._over
+        if over:
+            self.ended = self._arrivals.ended if self._held else True
         if isinstance(arrival, BaseException):
             self.ended = True
             raise arrival
         if arrival is not None and arrival.run is not None:
-            taken_over((arrival.run.read.logits, *arrival.run.read.cache.tensors()), self._device)
+            take_over((arrival.run.read.logits, *arrival.run.read.cache.tensors()), self._device)
         return arrival
 
     def again(self, arrival: Arrival) -> Arrival:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from seats_cli.batch.records import Asking
 from seats_cli.batch.sources import Item
-from seats_cli.batch.streams import own_stream, taken_over
+from seats_cli.batch.streams import own_stream, take_over
 from seats_cli.media import Opener
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class ClipReader:
             self.ended = True
             raise taken
         if taken.read is not None:
-            taken_over(taken.read.encoded, self._session.adapter.device)
+            take_over(taken.read.encoded, self._session.adapter.device)
         return taken
 
     def stop(self) -> None:

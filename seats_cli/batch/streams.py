@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from seats_cli.measure.clock import recorded
-
-Made = TypeVar("Made")
 
 
 @contextmanager
@@ -27,23 +25,22 @@ def own_stream(device: torch.device) -> Iterator[Callable[[], None]]:
         yield lambda: recorded(device).synchronize()
 
 
-def taken_over(made: Made, device: torch.device) -> Made:
-    """What another thread made and waited for, now used on this thread's stream: its memory goes to nothing
-    else before this stream is past it."""
+def take_over(made: Any, device: torch.device) -> None:
+    """What another thread made and waited for is used on this thread's stream from now on: its memory goes to
+    nothing else before this stream is past it."""
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device)
-        for tensor in tensors_in(made):
+        for tensor in _tensors_in(made):
             tensor.record_stream(stream)
-    return made
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor in a value: in its fields, or in what it lists."""
     if isinstance(value, torch.Tensor):
         yield value
     elif is_dataclass(value):
         for part in fields(value):
-            yield from tensors_in(getattr(value, part.name))
+            yield from _tensors_in(getattr(value, part.name))
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from tensors_in(part)
+            yield from _tensors_in(part)

@@ -98,16 +98,19 @@ class TextStream:
         return self._decode(self._ids[self._context :])[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
-        # Cleaning up spaces would change text that is already out.
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return _decoded(self._tokenizer, ids)
 
 
 def text_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
     """What the pieces of a `TextStream` join to, at once: all text, less a last character that never became
     whole."""
+    return _decoded(tokenizer, token_ids).rstrip(REPLACEMENT)
+
+
+def _decoded(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    # Cleaning up spaces would change text that is already out.
     text: str = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text.rstrip(REPLACEMENT)
+    return text
 
 
 class Generation:

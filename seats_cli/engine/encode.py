@@ -45,9 +45,7 @@ LARGE_GPU_BYTES = 40e9
 AUDIO_S_AT_ONCE = 256.0  # seconds through the audio encoder at once, likewise
 SAMPLES_PER_BLOCK = 16000 * 30
 READ_AHEAD_BYTES = 256 * 2**20  # decoded frames that wait for the encoder at most
-PIECE_BYTES = (
-    16 * 2**20
-)  # decoded frames that are handed over at once: each hand-over costs as much as a kernel
+PIECE_BYTES = 16 * 2**20  # decoded frames handed over at once, each time at the cost of some launches
 
 
 class FrameWindow(Protocol):

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from seats_cli.batch.prefilling import PrefilledAhead
 from seats_cli.batch.reading import Clip
 from seats_cli.batch.records import Asking, Record
-from seats_cli.batch.run import run_batch
+from seats_cli.batch.run import Arrival, run_batch
 from seats_cli.batch.sources import Item
 from seats_cli.batch.together import AnswersTogether, together
 from seats_cli.engine.cache import LayerCache
@@ -117,6 +119,41 @@ def test_prefilling_ahead_ends_with_the_run(session: Session, clips: list[Clip])
         found.extend(run_batch(session, broken(), ASKING, decode=together(2, ahead=1)))
     assert [record["key"] for record in found] in ([], ["a0"])  # whichever is noticed first
     assert not _prefilling()
+
+
+@pytest.mark.parametrize("lacks_memory", [False, True])
+def test_what_comes_while_nothing_is_there_is_not_lost(lacks_memory: bool) -> None:
+    """The thread hands on its last question, and ends, just after `take` has found nothing."""
+    clip, looked = SimpleNamespace(read=object()), threading.Event()
+    last = Arrival(None, clip, error=DeviceError("out of memory") if lacks_memory else OSError())  # type: ignore[arg-type]
+
+    class Given:
+        ended = False
+
+        def take(self, *, wait: bool = True) -> Arrival | None:
+            if self.ended:
+                return None
+            looked.wait(30)
+            self.ended = True
+            return last
+
+        def stop(self) -> None:
+            pass
+
+    class Condition(threading.Condition):
+        def __exit__(self, *error: Any) -> None:
+            super().__exit__(*error)
+            if threading.current_thread().name != "seats-prefill" and not looked.is_set():
+                looked.set()
+                ahead._thread.join(30)
+
+    ahead: Any = PrefilledAhead(Given(), torch.device("cpu"), ahead=2)  # type: ignore[arg-type]
+    ahead._changed.__class__ = Condition
+    assert ahead.take(wait=False) is None
+    assert not ahead.ended
+    assert ahead.take() is not None
+    assert ahead.take() is None
+    assert ahead.ended
 
 
 def test_a_prefill_is_left_in_its_middle(session: Session, clips: list[Clip], monkeypatch: Any) -> None:
