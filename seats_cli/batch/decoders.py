@@ -20,7 +20,7 @@ class Pace:
     readers: clips that are read at the same time, each decoded by a process of its own; 0: one, in this
              process, while another is answered
     slots:   answers that are decoded together, where a CUDA graph decodes them
-    threads: of each reader's process; 0: one a core, which is quick for a single clip, while several clips at a
+    threads: of each reader's process; 0: one a core, which is quick for a single clip, while several at a
              time are then after the same cores
     """
 
