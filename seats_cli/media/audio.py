@@ -8,9 +8,9 @@ does not read) through PyAV, laid out on the clip's clock so that its time zero 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import av
@@ -314,15 +314,9 @@ def _readable(frame: Any) -> Any:
 
 def _frame_mono(frame: Any, rate: int, low: int, high: int) -> np.ndarray:
     """Samples low to high of a decoded frame: (n,) float32 in [-1, 1], mean of the channels, at `rate`."""
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, len(frame.layout.channels)).T
-    if samples.dtype == np.uint8:
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float32) / np.float32(2 ** (8 * samples.dtype.itemsize - 1))
+    channels = _channels(frame)
     # np.mean's value without its overhead, which is most of the time on frames of 1024 samples
-    mono = np.add.reduce(samples, axis=0, dtype=np.float32) / np.float32(len(samples))
+    mono = reduce(np.add, channels) / np.float32(len(channels))
     if frame.sample_rate != rate:  # a broadcast may change its rate midway
         import soxr
 
@@ -330,6 +324,21 @@ def _frame_mono(frame: Any, rate: int, low: int, high: int) -> np.ndarray:
             soxr.resample(mono, frame.sample_rate, rate), math.ceil(len(mono) * rate / frame.sample_rate)
         )
     return mono[low:high]
+
+
+def _channels(frame: Any) -> Sequence[np.ndarray]:
+    """(samples,) float32 in [-1, 1] of each channel; for the format of most codecs views, since frames are
+    small and `to_ndarray` costs more than decoding them."""
+    if frame.format.name == "fltp":
+        return [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
+    samples: np.ndarray = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, len(frame.layout.channels)).T
+    if samples.dtype == np.uint8:
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype.kind == "i":
+        samples = samples.astype(np.float32) / np.float32(2 ** (8 * samples.dtype.itemsize - 1))
+    return list(samples.astype(np.float32, copy=False))
 
 
 def _exactly(samples: np.ndarray, count: int) -> np.ndarray:
