@@ -1,4 +1,5 @@
-"""Threads that launch work on a GPU stream of their own, and hand over what they made."""
+"""Threads that launch work on a GPU stream of their own, and hand over what they made; and what PyTorch takes
+of the CPU meanwhile."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,24 @@ def own_stream(device: torch.device) -> Iterator[Callable[[], None]]:
     stream.wait_stream(torch.cuda.default_stream(device))  # the weights are there
     with torch.cuda.stream(stream):
         yield lambda: recorded(device).synchronize()
+
+
+@contextmanager
+def one_core_each(device: torch.device) -> Iterator[None]:
+    """On a GPU, PyTorch works with one core for each thread that is started inside.
+
+    What is left to the CPU is copying, for which it would give every reader a team of a thread a core: with
+    twelve readers on 16 cores they took 0.44 s of a core a clip, alone 0.31 s, and all cores are decoding.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def take_over(made: Any, device: torch.device) -> None:
