@@ -312,6 +312,7 @@ def _first_frame(file: Path, index: int, guard: Guard) -> tuple[Any, str]:
     size = failed = 0
     with open_container(file, guard, only=index) as container:
         stream = next(s for s in container.streams if s.index == index)
+        stream.codec_context.thread_count = 1  # starting a thread a core takes longer than the frame
         for count, packet in enumerate(packets(container, stream, guard)):
             if packet.has_sidedata("encryption_info") or packet.has_sidedata("encryption_init_info"):
                 return None, "encrypted"

@@ -29,6 +29,10 @@ _SCAN_MARGIN_S = (
 # layers may need one that says so.
 _SKIPPING = ("h264",)
 
+# From PyAV 17 on a thread a core converts each frame, be it small: several times the work, and each of them
+# waits for a core where others decode.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+
 Place = Callable[[tuple[int, ...]], np.ndarray]
 """Gives the memory for an array of a shape, of uint8."""
 
@@ -381,7 +385,7 @@ class FrameReader:
             frame = frame.reformat(format=self.track.pixel_format)
         if (frame.width, frame.height) != (self.track.width, self.track.height):
             frame = frame.reformat(width=self.track.width, height=self.track.height)
-        rgb = self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
+        rgb = self._to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, k=self.track.rotation // 90))
 
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import weakref
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -13,6 +14,7 @@ from make_clips import pictures, tone, write_clip
 from seats_cli.errors import MediaFormat, MediaRange
 from seats_cli.media import Sampling, open_clip
 from seats_cli.media.limits import NO_LIMITS, Guard
+from seats_cli.media.nvdec import ON_CPU
 from seats_cli.media.probe import open_container, packets, probe
 from seats_cli.media.sampling import frame_indices
 from seats_cli.media.video import FrameReader, scan
@@ -173,6 +175,18 @@ def test_variable_rate_is_sampled_by_time(tmp_path, suffix):
     assert clip.frame_times_s == pytest.approx(times[rows], abs=0.002)
     assert np.array_equal(frames, np.stack([shown[row] for row in rows]))
     assert clip.sample_fps == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+def test_one_thread_is_one(clip_file):
+    """Neither decoding nor the conversion to RGB starts others."""
+    decoding = replace(ON_CPU, threads=1)
+    with open_clip(clip_file("bframes.mp4").path, Sampling(), warn=pytest.fail, decoding=decoding) as clip:
+        before = len(os.listdir("/proc/self/task"))
+        stream = clip.video_windows(2)
+        next(stream)
+        assert len(os.listdir("/proc/self/task")) == before
+        stream.close()
 
 
 def test_a_held_frame_fills_its_time(tmp_path):
