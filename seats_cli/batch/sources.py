@@ -45,7 +45,10 @@ def check_file(path: str) -> None:
     if "\0" in path or not os.path.exists(path):
         raise MediaMissing(f"no such file: {path}")
     if os.path.isdir(path):
-        raise MediaMissing(f"{path} is a folder, not a media file", hint=f"name its files: {path}/*.mp4")
+        raise MediaMissing(
+            f"{path} is a folder, not a media file",
+            hint="a folder stands for its files where it is an argument; a list or a manifest names files",
+        )
     if not os.access(path, os.R_OK):
         raise MediaMissing(f"no permission to read {path}")
     if os.path.isfile(path) and os.path.getsize(path) == 0:

@@ -81,6 +81,8 @@ def run_many(terminal: Terminal, request: BatchRequest) -> int:
         finally:
             if screen.done or not left.items:
                 screen.summary(left, retry=_retry_command(request))
+    if not items and request.output is not None:
+        request.output.touch()  # a shard without a file: whoever joins the shards finds each
     if code == opt.INTERRUPTED:
         told = (
             "the same command goes on from there" if request.output is not None else "-o FILE keeps answers"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from seats_cli.batch.sources import Item, files_in, listed, questions_in, shard_of
 from seats_cli.cli.console import Terminal
-from seats_cli.errors import UsageError
+from seats_cli.errors import MediaMissing, UsageError
 
 STDIN = "-"
 EXAMPLE = 'seats ask clip.mp4 "what is said?"'
@@ -87,15 +87,24 @@ def check_arguments(media: Sequence[str], question: str, *, listed: bool = False
 
 
 def files_of(terminal: Terminal, sources: Sources) -> list[str]:
-    """Every file that is asked about, in order: those named, those in folders, those in lists."""
+    """Every file that is asked about, in order: those named, those in folders, those in lists. A folder
+    without any is a warning beside others; MediaMissing where nothing else is named."""
     found: list[str] = []
+    empty: list[MediaMissing] = []
     for name in [*sources.media, *([] if sources.list_from is None else [sources.list_from])]:
         if name == STDIN or name is sources.list_from:
             found += _listed(name, null=sources.null)
         elif os.path.isdir(name):
-            found += files_in(name, recursive=sources.recursive, globs=sources.globs, warn=terminal.warn)
+            try:
+                found += files_in(name, recursive=sources.recursive, globs=sources.globs, warn=terminal.warn)
+            except MediaMissing as error:
+                empty.append(error)
         else:
             found.append(name)
+    if empty and not found:
+        raise empty[0]
+    for told in empty:
+        terminal.warn(told.message)
     return found
 
 

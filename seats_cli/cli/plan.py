@@ -18,6 +18,7 @@ from seats_cli.errors import UsageError
 QUESTION = "What happens in this clip?"
 OF_NO_FILE = ("seconds", "frames", "size")
 OF_FILES = ("start", "end")
+CONTRADICTIONS = (("memory", "device"), ("frames", "fps"), ("frames", "max_frames"))
 
 
 def plan(
@@ -106,7 +107,11 @@ def plan(
     terminal: Terminal = ctx.obj
     terminal.quiet, terminal.verbose, terminal.debug = quiet, verbose, debug
     opt.check_range(start, end)
-    check_source(media, seconds, typed_names(ctx))
+    typed = typed_names(ctx)
+    check_source(media, seconds, typed)
+    for one, other in CONTRADICTIONS:
+        if one in typed and other in typed:
+            raise UsageError(f"{typed[one]} and {typed[other]} contradict each other", hint="choose one")
     chosen = opt.merged_settings(ctx.meta.get(SETTINGS_KEY, {}), settings, schedule)
     check_selection(preset, chosen)
     quieten_libraries(terminal)

@@ -141,7 +141,10 @@ class Style:
 
 
 def resolve_model(name: str) -> str:
-    """The hub id (or "tiny") behind an alias; anything else is returned as it is."""
+    """The hub id (or "tiny") behind an alias; anything else is returned as it is. Raises UsageError for an
+    empty name, which would be the current folder."""
+    if not name.strip():
+        raise UsageError("the model's name is empty", hint="for example omni-7b, a folder or a hub id")
     return ALIASES.get(name, name)
 
 

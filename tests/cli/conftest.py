@@ -1,5 +1,6 @@
 """A scripted session in place of a model, so that the command line is tested in milliseconds."""
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -203,3 +204,18 @@ def clip(tmp_path: Path) -> Path:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"not really a clip")
     return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three files in `videos`, the current folder above it."""
+    place = tmp_path / "videos"
+    place.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (place / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    return place
+
+
+def lines(path: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]

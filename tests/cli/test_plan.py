@@ -153,6 +153,10 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--seconds", "5", "--quantize", "3bit"], "'3bit' is not one of none, 8bit"),
         (["--seconds", "0.01", "--frames", "0"], "nothing to see or hear"),
         (["--seconds", "5", "--device-map", "auto", "--device", "cuda"], "no CUDA device"),
+        (["--seconds", "5", "--device-map", "auto"], "spreads a model over GPUs, and none is usable here"),
+        (["--seconds", "5", "--memory", "24", "--device", "cpu"], "--memory and --device contradict"),
+        (["--seconds", "5", "--frames", "10", "--fps", "2"], "--frames and --fps contradict"),
+        (["--seconds", "5", "-m", ""], "the model's name is empty"),
         (["--seconds", "5", "-m", "omni-30b", "--method", "fastv"], "cannot be dropped after layer 2"),
     ],
 )
