@@ -16,7 +16,8 @@ from typing import Any
 import av
 import numpy as np
 
-from .probe import INDEXED, Probe, Track, Warn, decode, frame_ticks, open_container, packets, seek, stream_of
+from .container import INDEXED, decode, frame_ticks, open_container, packets, seek, stream_of
+from .probe import Probe, Track, Warn
 
 SAMPLE_RATE = 16_000
 CACHE_SECONDS = (
@@ -279,7 +280,7 @@ def _frames(source: Source) -> Iterator[tuple[Any, float | None]]:
     """(frame, its time in s) from a little before the range; (None, None) for a damaged packet."""
     begin, guard = source.start_s - _PREROLL_S, source.file.guard
     with open_container(source.file.path, guard, only=source.track.index) as container:
-        stream = stream_of(container, source.track)
+        stream = stream_of(container, source.track.index)
         flow, tick = packets(container, stream, guard), float(stream.time_base)
         if begin > source.track.first_s and source.file.container in INDEXED:
             ticks = int(begin / stream.time_base)

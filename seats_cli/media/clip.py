@@ -18,11 +18,13 @@ from . import audio as audio_track
 from . import image as image_file
 from . import video as video_track
 from .audio import AudioScan
+from .index import VideoIndex
+from .index import scan as scan_video
 from .limits import Limits
 from .nvdec import ON_CPU, VideoDecoding
 from .probe import Kind, Probe, Track, Warn, probe
 from .sampling import Sampling, frame_indices, frame_indices_by_time, is_variable_rate
-from .video import FrameReader, MediaWindow, Place, VideoIndex
+from .video import FrameReader, MediaWindow, Place
 
 _TRUNCATED_BY_S = 1.0  # a track ending this much (or 2%) before its stated end was cut off
 
@@ -213,7 +215,7 @@ class Clip:
                 ends.append(("audio", file.audio, start + found.seconds))
         index = None
         if file.video is not None:
-            index = video_track.scan(file, file.video, start, end)
+            index = scan_video(file, file.video, start, end)
             self._frames = self._choose_frames(index, file.video, start, end, sampling)
             if self._frames is not None:
                 ends.append(("video", file.video, self._frames.end_s))

@@ -8,7 +8,8 @@ import struct
 import numpy as np
 
 from ..errors import MediaFormat
-from .probe import Probe, Track, decode, open_container, packets, stream_of
+from .container import decode, open_container, packets, stream_of
+from .probe import Probe, Track
 
 # EXIF orientation -> (quarter turns counterclockwise, mirrored left to right afterwards)
 _UPRIGHT = {
@@ -37,7 +38,9 @@ def is_animated(file: Probe, track: Track) -> bool:
     """Whether the file holds more than one picture; reads two packets at most, decodes none."""
     with open_container(file.path, file.guard, only=track.index) as container:
         filled = (
-            packet for packet in packets(container, stream_of(container, track), file.guard) if packet.size
+            packet
+            for packet in packets(container, stream_of(container, track.index), file.guard)
+            if packet.size
         )
         return len(list(itertools.islice(filled, 2))) > 1
 
@@ -45,7 +48,7 @@ def is_animated(file: Probe, track: Track) -> bool:
 def read_image(file: Probe, track: Track) -> np.ndarray:
     """(H,W,3) uint8 RGB, upright at native size; transparency over white. The first frame of an animation."""
     with open_container(file.path, file.guard, only=track.index) as container:
-        for packet in packets(container, stream_of(container, track), file.guard):
+        for packet in packets(container, stream_of(container, track.index), file.guard):
             for frame in decode(packet, file.guard) or ():
                 has_alpha = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
                 pixels = frame.to_ndarray(format="rgba" if has_alpha else "rgb24")

@@ -6,17 +6,16 @@ import os
 import re
 import stat
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import av
 
 from ..errors import MediaEncrypted, MediaError, MediaFormat, MediaMissing, MediaTruncated
+from .container import REFUSED_FORMATS, decode, frame_ticks, open_container, packets, stream_of
 from .limits import Guard, Limits
 
 Kind = Literal["video", "audio", "image"]
@@ -26,20 +25,11 @@ ACCEPTED = (
     "images (jpg, png, webp, gif)"
 )
 _IMAGE_FORMATS = {"gif", "apng", "image2", "ico", "jpegxl_anim", "webp_anim"}
-# Demuxers that accept plain text, or that open other files and addresses named inside the file.
-_REFUSED_FORMATS = {
-    *("tty", "hls", "dash", "webm_dash_manifest", "concat", "concatf", "sdp", "rtsp", "rtp", "sap", "imf"),
-    *("vapoursynth", "lavfi"),
-}
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat version", b"[playlist]", b"<asx", b"v=0")
 # Containers whose header states the length that was recorded; the others' is a guess from the file's size.
 _STATED_LENGTH = {"mov", "matroska", "wav", "w64", "flac", "avi", "flv", "asf", "aiff"}
-# Only these containers carry an index that seeks to the wanted keyframe; the others are read from the start.
-INDEXED = {"mov", "matroska"}
-_PADDING = 2**16  # pixels by which a decoder's own picture may be larger: sides are rounded up for it
 _PROBE_PACKETS = 1000  # how many packets of a track may fail before it counts as undecodable
 _PROBE_BYTES = 64 << 20
-_MAX_READ_ERRORS = 100  # demuxer errors in a row before the rest of a file counts as unreadable
 
 Warn = Callable[[str], None]
 
@@ -109,102 +99,6 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
-@cache
-def _demuxers() -> str:
-    """Names of the demuxers that read one file and nothing else, as FFmpeg takes a list."""
-    names: set[str] = set()
-    for name in av.formats_available:
-        with suppress(ValueError):  # it only writes
-            found = av.ContainerFormat(name, "r")
-            names.update(found.name.split(",") if found.is_input else ())
-    return ",".join(sorted(names - _REFUSED_FORMATS))
-
-
-def open_container(path: Path, guard: Guard, only: int | None = None, hwaccel: Any = None) -> Any:
-    """An open PyAV input container of the local file, which the caller closes. Raises `av.FFmpegError`.
-
-    With `only`, the demuxer skips every other stream; with `hwaccel`, a PyAV HWAccel, what can decode there
-    does. The file protocol is forced and no other allowed, so
-    that neither a name with a colon nor an address inside a file reaches the network, and no demuxer may run
-    that opens files which a file names. Decoders make no room for pictures far beyond the guard's limit.
-    """
-    with guard.working():
-        container = av.open(
-            "file:" + os.path.abspath(path),
-            options={"protocol_whitelist": "file", "format_whitelist": _demuxers(), "pattern_type": "none"},
-            metadata_errors="replace",
-            hwaccel=hwaccel,
-        )
-    if guard.limits.pixels is not None:
-        room = min(2 * guard.limits.pixels + _PADDING, 2**31 - 1)
-        for stream in container.streams.video:
-            if stream.codec_context is not None:
-                stream.codec_context.options = {"max_pixels": f"{room:.0f}"}
-    discard = getattr(
-        av.stream, "Discard", None
-    )  # before PyAV 18 the demuxer reads them and drops them later
-    if only is not None and discard is not None:
-        for stream in container.streams:
-            if stream.index != only:
-                stream.discard = discard.all
-    return container
-
-
-def packets(container: Any, stream: Any, guard: Guard) -> Iterator[Any]:
-    """The stream's packets, ending in an empty one that drains the decoder; damage is stepped over.
-
-    A demuxer that keeps failing without progress counts as the end of the file.
-    """
-    failures = 0
-    while failures < _MAX_READ_ERRORS:
-        try:
-            flow = iter(container.demux(stream))
-            while True:
-                began = time.monotonic()
-                try:
-                    packet = next(flow, None)
-                finally:
-                    guard.worked(began)
-                guard.check_time()
-                if packet is None:
-                    return
-                failures = 0
-                yield packet
-        except (av.EOFError, IndexError):
-            return  # IndexError: PyAV's end of a file in which a stream appeared midway
-        except av.FFmpegError:
-            failures += 1
-
-
-def decode(packet: Any, guard: Guard) -> list[Any] | None:
-    """The frames that a packet completes; None when the packet is damaged."""
-    began = time.monotonic()
-    try:
-        frames: list[Any] = packet.decode()
-    except av.EOFError:
-        return []
-    except (av.FFmpegError, ValueError):
-        return None
-    finally:
-        guard.worked(began)
-    guard.check_time()
-    return frames
-
-
-def stream_of(container: Any, track: Track) -> Any:
-    """The PyAV stream of a track in a freshly opened container."""
-    return next(s for s in container.streams if s.index == track.index)
-
-
-def seek(container: Any, stream: Any, ticks: int) -> bool:
-    """Stands at the keyframe at or before `ticks`, with empty decoders; False if the container cannot."""
-    try:
-        container.seek(ticks, stream=stream)
-    except av.FFmpegError:
-        return False
-    return True
-
-
 def probe(
     path: str | os.PathLike[str],
     warn: Warn,
@@ -222,7 +116,7 @@ def probe(
         raise _unreadable(file, error) from None
     with container:
         names = set(container.format.name.split(","))
-        if names & _REFUSED_FORMATS or not (container.streams.video or container.streams.audio):
+        if names & REFUSED_FORMATS or not (container.streams.video or container.streams.audio):
             if _is_playlist(file):
                 raise _playlist(file)
             what = f"it reads as {container.format.name}, without audio or video"
@@ -311,7 +205,7 @@ def _first_frame(file: Path, index: int, guard: Guard) -> tuple[Any, str]:
     """The first frame of a stream that decodes, or None and the reason."""
     size = failed = 0
     with open_container(file, guard, only=index) as container:
-        stream = next(s for s in container.streams if s.index == index)
+        stream = stream_of(container, index)
         stream.codec_context.thread_count = 1  # starting a thread a core takes longer than the frame
         for count, packet in enumerate(packets(container, stream, guard)):
             if packet.has_sidedata("encryption_info") or packet.has_sidedata("encryption_init_info"):
@@ -327,12 +221,6 @@ def _first_frame(file: Path, index: int, guard: Guard) -> tuple[Any, str]:
         None,
         "no data" if size == 0 else f"{failed} of its first packets are damaged" if failed else "no frames",
     )
-
-
-def frame_ticks(frame: Any) -> int | None:
-    """Presentation time of a frame in ticks of its time base; None where the container has no clock."""
-    ticks = frame.pts if frame.pts is not None else frame.dts
-    return None if ticks is None else int(ticks)
 
 
 def _frame_time(frame: Any, stream: Any) -> float:

@@ -13,11 +13,13 @@ from conftest import SPECS
 from make_clips import pictures, tone, write_clip
 from seats_cli.errors import MediaFormat, MediaRange
 from seats_cli.media import Sampling, open_clip
+from seats_cli.media.container import open_container, packets
+from seats_cli.media.index import scan
 from seats_cli.media.limits import NO_LIMITS, Guard
 from seats_cli.media.nvdec import ON_CPU
-from seats_cli.media.probe import open_container, packets, probe
+from seats_cli.media.probe import probe
 from seats_cli.media.sampling import frame_indices
-from seats_cli.media.video import FrameReader, scan
+from seats_cli.media.video import FrameReader
 
 
 def read(path, per_window=4, warn=None, **sampling):

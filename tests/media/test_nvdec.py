@@ -16,8 +16,8 @@ from seats_cli.errors import UsageError
 from seats_cli.media import Sampling, VideoDecoding, choose_decoding, open_clip
 from seats_cli.media import nvdec as nvdec_module
 from seats_cli.media import video as video_module
+from seats_cli.media.container import decode, open_container
 from seats_cli.media.nvdec import DOWNLOADED, acceleration, why_not
-from seats_cli.media.probe import decode, open_container
 
 GPU = VideoDecoding(0, "asked for", insisted=True)
 NO_SUCH_GPU = VideoDecoding(99, "asked for", insisted=True)
