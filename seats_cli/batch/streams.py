@@ -31,7 +31,8 @@ def one_core_each(device: torch.device) -> Iterator[None]:
     """On a GPU, PyTorch works with one core for each thread that is started inside.
 
     What is left to the CPU is copying, for which it would give every reader a team of a thread a core: with
-    twelve readers on 16 cores they took 0.44 s of a core a clip, alone 0.31 s, and all cores are decoding.
+    twelve readers on 16 cores they took 0.44 s of a core a clip, alone 0.31 s, and all cores are decoding
+    (docs/benchmarks/batch/cpu-by-thread.json).
     """
     if device.type != "cuda":
         yield
