@@ -30,8 +30,8 @@ def own_stream(device: torch.device) -> Iterator[Callable[[], None]]:
 def one_core_each(device: torch.device) -> Iterator[None]:
     """On a GPU, PyTorch works with one core for each thread that is started inside.
 
-    What is left to the CPU is copying, for which it would give every reader a team of a thread a core: with
-    twelve readers on 16 cores they took 0.44 s of a core a clip, alone 0.31 s, and all cores are decoding
+    What is left to the CPU is copying, for which it would give every reader a team of a thread a core, 180
+    threads for twelve readers on 16 cores, while all cores are decoding: 0.35 s of a core a clip against 0.31
     (docs/benchmarks/batch/cpu-by-thread.json).
     """
     if device.type != "cuda":
