@@ -122,7 +122,7 @@ class Crew(Generic[Task, Job]):
         has in hand, so that it can read one while it is at another."""
         on_cpu = all(device in ("auto", "cpu") for device in devices)
         self._model = {**model, **shared_gpu(devices)}
-        self._threads = 1 if on_cpu and len(devices) > 1 else None
+        self._threads = None if on_cpu and len(devices) == 1 else 1  # beside a GPU: streams.one_core_each
         self._doing, self._depth = doing, depth
         self._warn, self._log = warn, log
         self._place = tempfile.TemporaryDirectory(prefix="seats-workers-")

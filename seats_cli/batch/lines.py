@@ -37,8 +37,8 @@ class LineFile(ABC):
         if not path.parent.is_dir():
             raise UsageError(f"there is no folder {path.parent}")
         self._real = Path(os.path.realpath(path))  # what is written anew must not take a link's place
-        self._made = not path.exists()
-        self._plain = self._made or stat.S_ISREG(path.stat().st_mode)  # a pipe cannot be read again
+        self.made = not path.exists()  # and is taken away again if nothing is written
+        self._plain = self.made or stat.S_ISREG(path.stat().st_mode)  # a pipe cannot be read again
         self._stream = self._opened()
         try:
             if self._plain and overwrite:
@@ -101,7 +101,7 @@ class LineFile(ABC):
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
-        if self._made and self.path.is_file() and not self.path.stat().st_size:
+        if self.made and self.path.is_file() and not self.path.stat().st_size:
             self.path.unlink()
 
     def __enter__(self) -> Self:

@@ -135,6 +135,10 @@ class AnswerFile(LineFile):
     def written(self, record: Record) -> bytes:
         """A record in this file's form."""
 
+    def keep_empty(self) -> None:
+        """Leave the file there although it has no records."""
+        self.made = False
+
     def remember(self, key: str | None, ok: bool = False) -> bool:
         """Note the next line; always true."""
         self.keys.append(key)
@@ -198,11 +202,14 @@ class CsvLines(AnswerFile):
 
     def written(self, record: Record) -> bytes:
         """One row, after the heading where the file is empty."""
-        row = as_csv(record).encode("utf-8", "backslashreplace")
+        self.keep_empty()
+        return as_csv(record).encode("utf-8", "backslashreplace")
+
+    def keep_empty(self) -> None:
+        """With its heading."""
         if not self.keys:
             self.write(CSV_HEAD.encode())
             self.keys.append(None)
-        return row
 
     def split(self, stream: IO[bytes]) -> Iterator[bytes]:
         """Rows: lines, joined as long as a quoted cell is open."""

@@ -38,8 +38,8 @@ class Answerer:
     def __init__(
         self, asking: Asking, folder: str, threads: int | None, pace: Pace = IN_THIS_PROCESS
     ) -> None:
-        """`folder`: where the command was typed, for files that were named relative to it; `threads`: of a
-        CPU, None to leave them alone."""
+        """`folder`: where the command was typed, for files that were named relative to it; `threads`: of
+        PyTorch on the CPU, None to leave them alone."""
         import torch
 
         from seats_cli.session import Limits, ModelOptions, Session
@@ -113,7 +113,9 @@ class RayTeam:
         resources = self._ray.cluster_resources()
         self._gpus = int(resources.get("GPU", 0))
         self.size = self._actors or self._gpus or 1
-        if not self._gpus and self.size > 1:
+        if self._gpus:
+            self._threads = 1  # see streams.one_core_each
+        elif self.size > 1:
             self._threads = max(1, int(resources.get("CPU", 1)) // self.size)
         self._asking = self._asking.on(device="cuda" if self._gpus else "cpu")  # an actor sees its own only
         return self

@@ -63,21 +63,28 @@ def files_in(folder: str, *, recursive: bool, globs: Sequence[str], warn: Callab
 
     Media by their names' endings, or whatever matches one of `globs`: a pattern with a slash is compared with
     the path below the folder, another with the name. Hidden files and folders are left out. Links are
-    followed, each folder once. Raises MediaMissing where there is none, and a warning is given for a folder
-    that cannot be read.
+    followed, each folder once. Raises MediaMissing where the folder cannot be read; one inside that cannot is
+    a warning.
     """
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise MediaMissing(f"cannot look into {folder}: {error.strerror}") from None
     found = sorted(
         (below for below in _walk(folder, recursive, warn) if _wanted(below, globs)),
         key=lambda below: below.split(os.sep),
     )
-    if not found:
-        what = f"files that match {' or '.join(globs)}" if globs else "media files"
-        deeper = "" if recursive or not _has_folders(folder) else "; --recursive looks into its folders"
-        raise MediaMissing(
-            f"{folder} is a folder without {what}{deeper}",
-            hint="--glob PATTERN chooses files by name, whatever their ending",
-        )
     return [os.path.join(folder, below) for below in found]
+
+
+def nothing_in(folder: str, *, recursive: bool, globs: Sequence[str]) -> MediaMissing:
+    """The error for a folder in which `files_in` finds nothing."""
+    what = f"files that match {' or '.join(globs)}" if globs else "media files"
+    deeper = "" if recursive or not _has_folders(folder) else "; --recursive looks into its folders"
+    return MediaMissing(
+        f"{folder} is a folder without {what}{deeper}",
+        hint="--glob PATTERN chooses files by name, whatever their ending",
+    )
 
 
 def _walk(folder: str, recursive: bool, warn: Callable[[str], None]) -> Iterator[str]:

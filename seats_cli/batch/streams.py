@@ -28,11 +28,10 @@ def own_stream(device: torch.device) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def one_core_each(device: torch.device) -> Iterator[None]:
-    """On a GPU, PyTorch works with one core for each thread that is started inside.
+    """Beside a GPU, PyTorch works with one core in the calling thread and in each that is started inside.
 
-    What is left to the CPU is copying, for which it would give every reader a team of a thread a core, 180
-    threads for twelve readers on 16 cores, while all cores are decoding: 0.35 s of a core a clip against 0.31
-    (docs/benchmarks/batch/cpu-by-thread.json).
+    What is left to the CPU is copying, for which every reader would have a team of a thread a core, while all
+    cores are decoding. The number is the process's: one block at a time, entered and left by one thread.
     """
     if device.type != "cuda":
         yield

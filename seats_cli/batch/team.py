@@ -10,7 +10,6 @@ from seats_cli.batch.decoders import IN_THIS_PROCESS, Pace, decoders
 from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record, failure
 from seats_cli.batch.run import one_by_one, run_batch
-from seats_cli.batch.streams import one_core_each
 from seats_cli.batch.together import together
 from seats_cli.media import Opener
 
@@ -68,10 +67,7 @@ def answered(
     listener: Listener = Listener(),  # noqa: B008 - frozen
 ) -> Iterator[Record]:
     """The records of `run_batch` at a pace. `openers`: of processes that are up already."""
-    with (
-        decoders(pace if openers is None else IN_THIS_PROCESS) as own,
-        one_core_each(session.adapter.device),
-    ):
+    with decoders(pace if openers is None else IN_THIS_PROCESS) as own:
         yield from run_batch(
             session,
             clips,

@@ -71,6 +71,8 @@ def run_many(terminal: Terminal, request: BatchRequest) -> int:
         output = stack.enter_context(_opened(terminal, request))
         if request.retry_failed and isinstance(output, AnswerFile):
             output.forget_failures(wanted)
+        if not items and isinstance(output, AnswerFile):
+            output.keep_empty()  # a shard without a file: whoever joins the shards finds each
         left = left_of(items, output.known)
         _say_what_is_there(terminal, request, left, output, set(wanted))
         screen = BatchScreen(terminal, len(left.items), keeps_errors=_form(request) != "text")
@@ -81,8 +83,6 @@ def run_many(terminal: Terminal, request: BatchRequest) -> int:
         finally:
             if screen.done or not left.items:
                 screen.summary(left, retry=_retry_command(request))
-    if not items and request.output is not None:
-        request.output.touch()  # a shard without a file: whoever joins the shards finds each
     if code == opt.INTERRUPTED:
         told = (
             "the same command goes on from there" if request.output is not None else "-o FILE keeps answers"
@@ -172,8 +172,10 @@ def alone(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitSt
     openers = stack.enter_context(decoders(pace))  # they start while the model is loaded
     session = open_session(terminal, request.model, request.limits, note=terminal.detail)
     from seats_cli.batch.reading import Listener
+    from seats_cli.batch.streams import one_core_each
     from seats_cli.batch.team import answered, described
 
+    stack.enter_context(one_core_each(session.adapter.device))
     if request.batch_size is not None and pace.slots > 1 and session.graph is None:
         terminal.warn(
             f"--batch-size {pace.slots} has no effect: answers are decoded together in a CUDA graph only"

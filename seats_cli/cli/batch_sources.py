@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seats_cli.batch.sources import Item, files_in, listed, questions_in, shard_of
+from seats_cli.batch.sources import Item, files_in, listed, nothing_in, questions_in, shard_of
 from seats_cli.cli.console import Terminal
 from seats_cli.errors import MediaMissing, UsageError
 
@@ -88,17 +88,18 @@ def check_arguments(media: Sequence[str], question: str, *, listed: bool = False
 
 def files_of(terminal: Terminal, sources: Sources) -> list[str]:
     """Every file that is asked about, in order: those named, those in folders, those in lists. A folder
-    without any is a warning beside others; MediaMissing where nothing else is named."""
+    without any is a warning beside others. MediaMissing where nothing else is named, and for a folder that
+    cannot be read."""
     found: list[str] = []
     empty: list[MediaMissing] = []
     for name in [*sources.media, *([] if sources.list_from is None else [sources.list_from])]:
         if name == STDIN or name is sources.list_from:
             found += _listed(name, null=sources.null)
         elif os.path.isdir(name):
-            try:
-                found += files_in(name, recursive=sources.recursive, globs=sources.globs, warn=terminal.warn)
-            except MediaMissing as error:
-                empty.append(error)
+            inside = files_in(name, recursive=sources.recursive, globs=sources.globs, warn=terminal.warn)
+            if not inside:
+                empty.append(nothing_in(name, recursive=sources.recursive, globs=sources.globs))
+            found += inside
         else:
             found.append(name)
     if empty and not found:

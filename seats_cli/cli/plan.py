@@ -18,6 +18,7 @@ from seats_cli.errors import UsageError
 QUESTION = "What happens in this clip?"
 OF_NO_FILE = ("seconds", "frames", "size")
 OF_FILES = ("start", "end")
+# On one command line: what a config file or the environment says is a default.
 CONTRADICTIONS = (("memory", "device"), ("frames", "fps"), ("frames", "max_frames"))
 
 

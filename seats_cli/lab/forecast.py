@@ -38,7 +38,7 @@ from seats_cli.media import Sampling, open_clip
 from seats_cli.model.adapter import Adapter
 from seats_cli.model.dummy import load_outline
 from seats_cli.model.footprint import WeightBytes, weight_bytes
-from seats_cli.model.placement import choose_dtype, choose_placement, host_memory_free, parse_device
+from seats_cli.model.placement import check_device_map, choose_dtype, host_memory_free, parse_device
 from seats_cli.model.quantize import NONE, refuse_expert_tensors, scheme_of
 from seats_cli.presets import resolve_model
 from seats_cli.selection.methods import find_method
@@ -104,8 +104,8 @@ class Planner:
         self.options, self._log = model, log
         self.places = places_here(model.device, place_bytes)
         kind = self.places[0].kind
-        if model.device_map != NONE and place_bytes is None and kind != "cuda":
-            choose_placement(model.device, model.device_map, 0, log)  # says why not
+        if place_bytes is None:
+            check_device_map(model.device, model.device_map)
         self.adapter: Adapter = load_outline(
             resolve_model(model.model),
             dtype=model.dtype,

@@ -266,9 +266,9 @@ class FrameReader:
 
     def _upright(self, frame: Any) -> np.ndarray:
         if self.gpu is not None:  # from interleaved chroma, RGB would be interpolated by another rule
-            frame = frame.reformat(format=self.track.pixel_format)
+            frame = frame.reformat(format=self.track.pixel_format, **_ONE_THREAD)
         if (frame.width, frame.height) != (self.track.width, self.track.height):
-            frame = frame.reformat(width=self.track.width, height=self.track.height)
+            frame = frame.reformat(width=self.track.width, height=self.track.height, **_ONE_THREAD)
         rgb = self._to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, k=self.track.rotation // 90))
 

@@ -72,12 +72,19 @@ def choose_placement(
     the host's memory: quantised weights cannot wait there.
     Raises DeviceError where there is no room, UsageError for contradictions.
     """
+    check_device_map(device, device_map)
+    if device_map == "none":
+        return _on_one(parse_device(device), weight_bytes * WORKING_MEMORY, log)
+    return _spread(device_map, weight_bytes, log, "asked for", offload=offload)
+
+
+def check_device_map(device: str, device_map: str) -> None:
+    """Raises what `choose_placement` does, whatever is to be placed."""
     if device_map not in DEVICE_MAPS:
         raise UsageError(f"unknown device map {device_map!r}", hint=f"use {', '.join(DEVICE_MAPS)}")
-    asked = parse_device(device)
     if device_map == "none":
-        return _on_one(asked, weight_bytes * WORKING_MEMORY, log)
-    if asked is not None:
+        return
+    if parse_device(device) is not None:
         raise UsageError(
             f"--device {device} and --device-map {device_map} contradict each other",
             hint="leave out one of them; CUDA_VISIBLE_DEVICES chooses among the GPUs",
@@ -87,7 +94,6 @@ def choose_placement(
             f"--device-map {device_map} spreads a model over GPUs, and none is usable here",
             hint="leave it out to run on the CPU, or check `seats doctor`",
         )
-    return _spread(device_map, weight_bytes, log, "asked for", offload=offload)
 
 
 def _on_one(asked: torch.device | None, needed: float, log: Log) -> Placement:

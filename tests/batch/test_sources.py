@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seats_cli.batch.sources import Item, check_file, files_in, listed, questions_in, shard_of
+from seats_cli.batch.sources import Item, check_file, files_in, listed, nothing_in, questions_in, shard_of
 from seats_cli.errors import MediaMissing, UsageError
 
 
@@ -48,12 +48,19 @@ def test_globs_choose_by_name_or_by_path(folder: Path) -> None:
 
 def test_a_folder_without_media_says_where_some_may_be(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MediaMissing, match=r"is a folder without media files$"):
-        files_in(str(tmp_path / "empty"), recursive=True, globs=(), warn=unwarned)
-    with pytest.raises(MediaMissing, match="--recursive looks into its folders"):
-        files_in(str(tmp_path), recursive=False, globs=(), warn=unwarned)
-    with pytest.raises(MediaMissing, match=r"files that match \*\.flac"):
-        files_in(str(folder), recursive=True, globs=("*.flac",), warn=unwarned)
+
+    def told(place: Path, *globs: str, recursive: bool) -> str:
+        assert files_in(str(place), recursive=recursive, globs=globs, warn=unwarned) == []
+        return nothing_in(str(place), recursive=recursive, globs=globs).message
+
+    assert told(tmp_path / "empty", recursive=True).endswith("is a folder without media files")
+    assert "--recursive looks into its folders" in told(tmp_path, recursive=False)
+    assert "files that match *.flac" in told(folder, "*.flac", recursive=True)
+
+
+def test_a_folder_that_is_not_there_any_more_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MediaMissing, match=r"cannot look into .*gone: No such file"):
+        files_in(str(tmp_path / "gone"), recursive=True, globs=(), warn=unwarned)
 
 
 def test_links_that_lead_in_circles_end(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from make_clips import pictures, tone, write_clip
+from seats_cli.batch import crew
 from seats_cli.batch import team as module
 from seats_cli.batch.crew import Handed
 from seats_cli.batch.reading import Clip, Listener
@@ -112,3 +113,22 @@ def test_what_is_wrong_for_every_file_is_said_once(asking: Asking, tmp_path: Pat
     with pytest.raises(PlanError):
         AnsweringCrew(["cpu"], misfit, warn=told.append, log=lambda _: None)
     assert told == []
+
+
+@pytest.mark.parametrize(
+    ("devices", "threads"),
+    [(["cuda:0"], 1), (["cuda:0", "cuda:1"], 1), (["cpu", "cpu"], 1), (["cpu"], None), (["auto"], None)],
+)
+def test_a_worker_takes_all_cores_only_alone_and_on_the_cpu(
+    devices: list[str], threads: int | None, asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def recipe(_model: Any, n_threads: int | None, *_: Any) -> None:
+        raise Asked(n_threads)
+
+    monkeypatch.setattr(crew, "Recipe", recipe)
+    with pytest.raises(Asked) as asked:
+        AnsweringCrew(devices, asking, warn=pytest.fail, log=lambda _: None)
+    assert asked.value.args == (threads,)

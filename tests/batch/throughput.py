@@ -110,6 +110,7 @@ def phases(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     from seats_cli.batch.records import Asking
     from seats_cli.batch.run import run_batch
     from seats_cli.batch.sources import Item
+    from seats_cli.batch.streams import one_core_each
     from seats_cli.batch.team import answered
     from seats_cli.session import ModelOptions, Session
 
@@ -141,11 +142,13 @@ def phases(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
         Pace(readers, slots, max(1, cores() // readers) if readers else 0)
         for readers, slots in (map(int, pace.split("x")) for pace in asked.paces.split(","))
     ]
-    run("warm-up", 2, None)
-    run("warm-up together", 8, paces[0])
-    yield run("one after the other", max(4, asked.clips // 16), None)
-    for pace in paces:
-        yield run(f"{pace.readers} readers of {pace.threads} threads, {pace.slots} slots", asked.clips, pace)
+    with one_core_each(session.adapter.device):
+        run("warm-up", 2, None)
+        run("warm-up together", 8, paces[0])
+        yield run("one after the other", max(4, asked.clips // 16), None)
+        for pace in paces:
+            name = f"{pace.readers} readers of {pace.threads} threads, {pace.slots} slots"
+            yield run(name, asked.clips, pace)
 
 
 def gpus(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
@@ -193,19 +196,27 @@ def children_s() -> float:
 
 
 def steady(lines: list[tuple[float, int]], after: int, looks: list[float]) -> dict[str, Any]:
-    """The rate from the first look that saw at least `after` records to the last record."""
-    start_s, first = next((line for line in lines if line[1] >= after), lines[-1])
-    end_s, last = lines[-1]
-    rate = (last - first) / (end_s - start_s) * 3600 if end_s > start_s else None
-    seen = looks[round(start_s / LOOKS_S) : round(end_s / LOOKS_S)]
+    """Rates from the first look that saw at least `after` records to the last record, and in the middle."""
+    first = next((line for line in lines if line[1] >= after), lines[-1])
+    total = lines[-1][1]
+    middle = [line for line in lines if total / 5 <= line[1] <= total * 4 / 5] or lines[-1:]
     return {
-        "records": last,
-        "from": first,
-        "seconds": round(end_s - start_s, 2),
-        "clips_per_hour": rate and round(rate),
-        "gpu_0_utilisation": mean(seen),
+        "records": total,
+        "from": first[1],
+        "seconds": round(lines[-1][0] - first[0], 2),
+        "clips_per_hour": hourly(first, lines[-1]),
+        "gpu_0_utilisation": mean(looks[round(first[0] / LOOKS_S) : round(lines[-1][0] / LOOKS_S)]),
+        "middle_clips_per_hour": hourly(middle[0], middle[-1]),
+        "middle_gpu_0_utilisation": mean(
+            looks[round(middle[0][0] / LOOKS_S) : round(middle[-1][0] / LOOKS_S)]
+        ),
         "lines_at_s": [line for before, line in pairwise(lines) if line[1] != before[1]],
     }
+
+
+def hourly(start: tuple[float, int], end: tuple[float, int]) -> int | None:
+    """Records an hour between two looks."""
+    return round((end[1] - start[1]) / (end[0] - start[0]) * 3600) if end[0] > start[0] else None
 
 
 def model_of(asked: argparse.Namespace) -> dict[str, str]:

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from cli.conftest import Run, Script, lines
 from seats_cli.batch.reading import Clip
@@ -393,6 +395,24 @@ def test_who_answers(
     else:
         assert (crews, script.opened, result.exit_code) == ([expected, ["ended"]], [], 1)
         assert "warning: videos/a.mp4: a worker died" in result.stderr
+
+
+def test_a_session_of_this_process_is_asked_on_one_core_each_beside_a_gpu(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seats_cli.batch import streams
+
+    seen: list[tuple[str, int]] = []
+
+    @contextmanager
+    def noted(device: torch.device) -> Iterator[None]:
+        seen.append((device.type, len(script.read)))
+        yield
+        seen.append((device.type, len(script.read)))
+
+    monkeypatch.setattr(streams, "one_core_each", noted)
+    assert run("ask", "videos", "why?", "-o", "out.jsonl").exit_code == 0
+    assert seen == [("cpu", 0), ("cpu", 3)]
 
 
 def test_gpus_without_room_for_a_model_each_share_one(

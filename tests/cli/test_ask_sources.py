@@ -1,8 +1,10 @@
 """`seats ask` over many files: where files and questions come from."""
 
 import csv
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from cli.conftest import Run, Script, lines
+from seats_cli.batch.output import CSV_HEAD
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,11 +183,25 @@ def test_rows_of_one_question_with_ids_of_their_own_have_a_record_each() -> None
     assert quantised[0].key != keys[0]
 
 
-def test_an_empty_folder_stops_no_others(run: Run, script: Script, folder: Path) -> None:
-    (folder.parent / "empty").mkdir()
+def test_an_empty_folder_stops_no_others_and_one_that_cannot_be_read_does(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refused(path: Any) -> Any:
+        if os.fspath(path) == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    for name in ("empty", "locked"):
+        (folder.parent / name).mkdir()
     beside = run("ask", "empty", "videos", "why?", "-o", "out.jsonl")
     assert (beside.exit_code, len(lines("out.jsonl"))) == (0, 3)
     assert "warning: empty is a folder without media files" in beside.stderr
+    monkeypatch.setattr(os, "scandir", refused)
+    locked = run("ask", "locked", "videos", "why?", "-o", "locked.jsonl")
+    assert locked.exit_code != 0
+    assert "error: cannot look into locked: Permission denied" in locked.stderr
     alone = run("ask", "empty", "why?")
     assert alone.exit_code != 0
     assert "error: empty is a folder without media files" in alone.stderr
@@ -193,4 +210,7 @@ def test_an_empty_folder_stops_no_others(run: Run, script: Script, folder: Path)
 def test_a_shard_without_a_file_leaves_an_empty_one(run: Run, script: Script, folder: Path) -> None:
     assert run("ask", "videos", "why?", "--shard", "4/4", "-o", "out.jsonl").exit_code == 0
     assert Path("out.jsonl").read_bytes() == b""
+    for _ in range(2):  # it can be gone on with
+        assert run("ask", "videos", "why?", "--shard", "4/4", "-o", "out.csv").exit_code == 0
+        assert Path("out.csv").read_text() == CSV_HEAD
     assert script.opened == []

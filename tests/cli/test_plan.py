@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from make_clips import pictures, tone, write_clip, write_picture
 from seats_cli.cli.app import run
+from seats_cli.errors import SeatsError
+from seats_cli.lab import forecast
 from seats_cli.session import AskOptions, ModelOptions, Session
 from tiny_checkpoint import TinySpec
 
@@ -153,7 +156,6 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--seconds", "5", "--quantize", "3bit"], "'3bit' is not one of none, 8bit"),
         (["--seconds", "0.01", "--frames", "0"], "nothing to see or hear"),
         (["--seconds", "5", "--device-map", "auto", "--device", "cuda"], "no CUDA device"),
-        (["--seconds", "5", "--device-map", "auto"], "spreads a model over GPUs, and none is usable here"),
         (["--seconds", "5", "--memory", "24", "--device", "cpu"], "--memory and --device contradict"),
         (["--seconds", "5", "--frames", "10", "--fps", "2"], "--frames and --fps contradict"),
         (["--seconds", "5", "-m", ""], "the model's name is empty"),
@@ -163,6 +165,24 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_cannot_be_planned(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", *arguments]) in (1, 2)
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "words"),
+    [
+        (False, "auto", "spreads a model over GPUs, and none is usable here"),
+        (True, "cuda", "--device cuda and --device-map auto contradict each other"),
+    ],
+)
+def test_a_device_map_is_refused_as_loading_would(
+    gpus: bool, device: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = forecast.Place("a GPU", "cuda" if gpus else "cpu", 2**40, 2**40)
+    monkeypatch.setattr(forecast, "places_here", lambda *_: [place])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpus))
+    with pytest.raises(SeatsError, match=words):
+        forecast.Planner(ModelOptions("omni-7b", device=device, device_map="auto"))
 
 
 def test_no_torch_before_the_words_are_checked() -> None:
