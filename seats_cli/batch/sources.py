@@ -45,6 +45,8 @@ def check_file(path: str) -> None:
     if "\0" in path or not os.path.exists(path):
         raise MediaMissing(f"no such file: {path}")
     if os.path.isdir(path):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise MediaMissing(f"no permission to look into the folder {path}")
         raise MediaMissing(
             f"{path} is a folder, not a media file",
             hint="a folder stands for its files where it is an argument; a list or a manifest names files",
@@ -58,23 +60,20 @@ def check_file(path: str) -> None:
 # ---- folders ----------------------------------------------------------------------------------------------
 
 
-def files_in(folder: str, *, recursive: bool, globs: Sequence[str], warn: Callable[[str], None]) -> list[str]:
+def files_in(folder: str, *, recursive: bool, globs: Sequence[str]) -> list[str]:
     """The media files of a folder, sorted by name, as paths that begin with `folder` as it was named.
 
     Media by their names' endings, or whatever matches one of `globs`: a pattern with a slash is compared with
     the path below the folder, another with the name. Hidden files and folders are left out. Links are
-    followed, each folder once. Raises MediaMissing where the folder cannot be read; one inside that cannot is
-    a warning.
+    followed, each folder once. A folder that cannot be read, this one or one in it, stands for its files
+    itself, so that somebody is told of it.
     """
-    try:
-        os.scandir(folder).close()
-    except OSError as error:
-        raise MediaMissing(f"cannot look into {folder}: {error.strerror}") from None
-    found = sorted(
-        (below for below in _walk(folder, recursive, warn) if _wanted(below, globs)),
-        key=lambda below: below.split(os.sep),
-    )
-    return [os.path.join(folder, below) for below in found]
+    closed: list[str] = []
+    found = [below for below in _walk(folder, recursive, closed.append) if _wanted(below, globs)]
+    return [
+        os.path.join(folder, below) if below else folder
+        for below in sorted([*found, *closed], key=lambda below: below.split(os.sep))
+    ]
 
 
 def nothing_in(folder: str, *, recursive: bool, globs: Sequence[str]) -> MediaMissing:
@@ -87,8 +86,9 @@ def nothing_in(folder: str, *, recursive: bool, globs: Sequence[str]) -> MediaMi
     )
 
 
-def _walk(folder: str, recursive: bool, warn: Callable[[str], None]) -> Iterator[str]:
-    """Paths below a folder of all that is no folder and not hidden."""
+def _walk(folder: str, recursive: bool, closed: Callable[[str], None]) -> Iterator[str]:
+    """Paths below a folder of all that is no folder and not hidden; `closed` is told of folders that cannot
+    be read."""
     visited: set[tuple[int, int]] = set()  # links may lead in circles
     waiting = [""]
     while waiting:
@@ -99,8 +99,8 @@ def _walk(folder: str, recursive: bool, warn: Callable[[str], None]) -> Iterator
                 continue
             visited.add((here.st_dev, here.st_ino))
             entries = list(os.scandir(os.path.join(folder, below)))
-        except OSError as error:
-            warn(f"cannot look into {os.path.join(folder, below)}: {error.strerror}")
+        except OSError:
+            closed(below)
             continue
         for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
             if entry.name.startswith("."):
@@ -115,8 +115,13 @@ def _walk(folder: str, recursive: bool, warn: Callable[[str], None]) -> Iterator
 def _wanted(below: str, globs: Sequence[str]) -> bool:
     name = os.path.basename(below)
     if not globs:
-        return name.rpartition(".")[2].lower() in MEDIA_SUFFIXES and "." in name
+        return is_media_name(name)
     return any(fnmatch.fnmatchcase(below if "/" in pattern else name, pattern) for pattern in globs)
+
+
+def is_media_name(name: str) -> bool:
+    """Whether a name ends as those of media do."""
+    return "." in name and name.rpartition(".")[2].lower() in MEDIA_SUFFIXES
 
 
 def _has_folders(folder: str) -> bool:

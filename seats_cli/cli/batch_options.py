@@ -251,6 +251,8 @@ def parse_limits(text: str | None) -> dict[str, float | None]:
                 f"{pair.strip()!r} is not KEY=VALUE with a key of {', '.join(_LIMITS)}", param_hint="--limits"
             )
         field, units = _LIMITS[name]
+        if field in found:
+            raise typer.BadParameter(f"{name} is given twice", param_hint="--limits")
         digits = re.match(r"[0-9.]*", value)
         assert digits is not None  # it matches anything
         try:

@@ -71,8 +71,10 @@ def run_many(terminal: Terminal, request: BatchRequest) -> int:
         output = stack.enter_context(_opened(terminal, request))
         if request.retry_failed and isinstance(output, AnswerFile):
             output.forget_failures(wanted)
-        if not items and isinstance(output, AnswerFile):
-            output.keep_empty()  # a shard without a file: whoever joins the shards finds each
+        if not items:
+            terminal.note("no file falls into this shard")
+            if isinstance(output, AnswerFile):
+                output.keep_empty()  # whoever joins the shards finds each
         left = left_of(items, output.known)
         _say_what_is_there(terminal, request, left, output, set(wanted))
         screen = BatchScreen(terminal, len(left.items), keeps_errors=_form(request) != "text")
@@ -322,4 +324,5 @@ def _retry_command(request: BatchRequest) -> str | None:
     if "ask" not in sys.argv:
         return "the same command with --retry-failed"
     typed = [word for word in sys.argv[1:] if word not in ("--retry-failed", "--overwrite")]
-    return shlex.join(["seats", *typed, "--retry-failed"])
+    piped = "... | " if "-" in typed else ""  # what came on stdin has to come again
+    return piped + shlex.join(["seats", *typed, "--retry-failed"])

@@ -1,12 +1,13 @@
 """What was typed of a batch becomes questions about files, before anything heavy is imported."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seats_cli.batch.sources import Item, files_in, listed, nothing_in, questions_in, shard_of
+from seats_cli.batch.sources import Item, files_in, is_media_name, listed, nothing_in, questions_in, shard_of
 from seats_cli.cli.console import Terminal
 from seats_cli.errors import MediaMissing, UsageError
 
@@ -62,11 +63,15 @@ def check(sources: Sources) -> None:
         check_arguments(sources.media, sources.question, listed=lists)
     elif not sources.media and not lists:
         raise UsageError("files are missing", hint="seats ask videos/ --questions questions.txt")
-    elif len(sources.media) > 1 and not os.path.lexists(last := sources.media[-1]) and " " in last.strip():
+    elif len(sources.media) > 1 and _is_a_question(last := sources.media[-1]):
         raise UsageError(
             f"with --questions every argument is a file, and there is no {last!r}",
             hint="leave the question out, or write it into the file of questions",
         )
+
+
+def _is_a_question(argument: str) -> bool:
+    return not os.path.lexists(argument) and not is_media_name(argument)
 
 
 def check_arguments(media: Sequence[str], question: str, *, listed: bool = False) -> None:
@@ -88,15 +93,14 @@ def check_arguments(media: Sequence[str], question: str, *, listed: bool = False
 
 def files_of(terminal: Terminal, sources: Sources) -> list[str]:
     """Every file that is asked about, in order: those named, those in folders, those in lists. A folder
-    without any is a warning beside others. MediaMissing where nothing else is named, and for a folder that
-    cannot be read."""
+    without any is a warning beside others; MediaMissing where nothing else is named."""
     found: list[str] = []
     empty: list[MediaMissing] = []
     for name in [*sources.media, *([] if sources.list_from is None else [sources.list_from])]:
         if name == STDIN or name is sources.list_from:
             found += _listed(name, null=sources.null)
         elif os.path.isdir(name):
-            inside = files_in(name, recursive=sources.recursive, globs=sources.globs, warn=terminal.warn)
+            inside = files_in(name, recursive=sources.recursive, globs=sources.globs)
             if not inside:
                 empty.append(nothing_in(name, recursive=sources.recursive, globs=sources.globs))
             found += inside
@@ -141,7 +145,11 @@ def _listed(name: str, *, null: bool) -> list[str]:
         data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the list {name}: {error.strerror}") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError(f"the list {name} is UTF-16", hint="write it as UTF-8")
     has_nul = b"\0" in data
+    if has_nul and re.search(rb"[\x01-\x08\x0e-\x1a]", data):
+        raise UsageError(f"{name} is no list of names", hint="a list is text, a name a line")
     if null and not has_nul and b"\n" in data:
         raise UsageError(f"the list {name} has a name a line, and no NUL", hint="leave -0 out")
     if has_nul and not null:

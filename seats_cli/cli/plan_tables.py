@@ -111,21 +111,27 @@ def plan_notes(found: Document) -> Iterator[str]:
     """Whether it fits, and what would."""
     context, memory = found["context"], found["memory"]
     if not context["fits"]:
+        less = (
+            "lower --ratio, --seconds, --frames or --max-new-tokens"
+            if found["media"]["path"] is None
+            else "lower --ratio, --max-frames, --fps or --max-new-tokens, or give --start and --end"
+        )
         yield (
             f"too long for the model: {context['needed']} tokens with the answer, and its context holds "
-            f"{context['length']}; lower --ratio, --max-frames or --fps, or give --start and --end"
+            f"{context['length']}; {less}"
         )
     apart = (
         f", {human_bytes(memory['headroom_bytes'])} of each left to CUDA" if memory["headroom_bytes"] else ""
     )
     spread = found["options"]["device_map"] != "none"
     where = "spread over the devices" if spread else "on one device"
-    if found["fits"] is None:
+    if memory["fits"] is None:
         yield "whether it fits cannot be told: no device here says what it has free"
-    elif found["fits"]:
-        yield f"it fits {where}{apart}"
+    elif memory["fits"]:
+        yield f"{'it' if context['fits'] else 'its memory'} fits {where}{apart}"
     else:
         yield f"it does not fit {where}{apart}"
+    if found["fits"] is False:
         for remedy in found["remedies"]:
             yield f"  {remedy['option']} would make it fit: {human_bytes(remedy['peak_bytes'])}"
         if not found["remedies"]:

@@ -225,11 +225,16 @@ def engine_of(adapter: Adapter, *, graphs: bool) -> Engine:
 # ---- what would fit ---------------------------------------------------------------------------------------
 
 
+def within_context(adapter: Adapter, asked: Asked, found: Forecast) -> bool:
+    """Whether what enters the model and the longest answer are within what it was made for."""
+    return found.entering + asked.new_tokens <= adapter.context_length
+
+
 def remedies(
-    adapter: Adapter, asked: Asked, weights: int, engine: Engine, *, device_bytes: int, room: int
+    adapter: Adapter, asked: Asked, weights: int, engine: Engine, *, device_bytes: int, room: float
 ) -> list[Remedy]:
-    """Options with which the answer's peak is at most `room` bytes: of each kind the mildest that does, the
-    ratio first, then frames, then a part of the clip."""
+    """Options with which the answer's peak is at most `room` bytes and its tokens are within the context: of
+    each kind the mildest that does, the ratio first, then frames, then a part of the clip."""
     found: list[Remedy] = []
     for kind in (_ratios(asked), _frames(asked), _parts(asked)):
         for option, changed in kind:
@@ -237,7 +242,7 @@ def remedies(
                 then = forecast(adapter, changed, weights, engine, device_bytes=device_bytes)
             except (PlanError, UsageError):
                 continue
-            if then.memory.peak <= room:
+            if then.memory.peak <= room and within_context(adapter, changed, then):
                 found.append(Remedy(option, then))
                 break
     return found

@@ -4,7 +4,7 @@ The same code that lays out prompts, plans the selection and counts compute says
 is estimated (`measure.memory`) and compared with the devices that are here, or with one that is named.
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from seats_cli.engine.fit import (
     forecast,
     media_shape,
     remedies,
+    within_context,
 )
 from seats_cli.engine.graph import ROUNDING
 from seats_cli.errors import PlanError, UsageError
@@ -192,8 +193,7 @@ class Planner:
 
     def remedies(self, asked: Asked) -> list[Remedy]:
         """What would make it fit: options of the question first, then of loading."""
-        if not self.rooms:
-            return []
+        room = max(self.rooms, default=math.inf)
         quantize, device_map = self.options.quantize, self.options.device_map
         found = remedies(
             self.adapter,
@@ -201,15 +201,17 @@ class Planner:
             self.weights.total,
             self.engine(quantize, device_map),
             device_bytes=self.device_bytes,
-            room=max(self.rooms),
+            room=room,
         )
+        if not within_context(self.adapter, asked, self.forecast(asked)):
+            return found
         for scheme in TRIED_SCHEMES if quantize == NONE and self.stored is None else ():
             try:
                 refuse_expert_tensors(scheme, self.adapter.network)
             except UsageError:
                 break
             then = self.forecast(asked, scheme)
-            if then.memory.peak <= max(self.rooms):
+            if then.memory.peak <= room:
                 found.append(Remedy(f"--quantize {scheme}", then))
                 break
         if device_map == NONE and self._kind == "cuda":
@@ -266,7 +268,8 @@ def document(planner: Planner, request: PlanRequest, warn: Any = lambda _: None)
     if not (shape.n_video or shape.n_audio or shape.n_image):
         raise PlanError("nothing to see or hear: no picture, and less than 0.03 s of sound")
     found = planner.forecast(asked)
-    fits = planner.fits(found)
+    in_memory, in_context = planner.fits(found), within_context(planner.adapter, asked, found)
+    fits = in_memory if in_context else False
     unfit = planner.remedies(asked) if fits is False else []
     plain: dict[str, Any] = jsonable(
         {
@@ -277,8 +280,12 @@ def document(planner: Planner, request: PlanRequest, warn: Any = lambda _: None)
             "method": method_record(found.plan),
             "tokens": _token_record(found),
             "compute": _compute_record(planner.adapter, found),
-            "memory": _memory_record(planner, found),
-            "context": _context_record(planner.adapter, found, request.asked.max_new_tokens),
+            "memory": {**_memory_record(planner, found), "fits": in_memory},
+            "context": {
+                "length": planner.adapter.context_length,
+                "needed": found.entering + asked.new_tokens,
+                "fits": in_context,
+            },
             "devices": [{**asdict(place), "fits": _fits_on(place, found)} for place in planner.places],
             "fits": fits,
             "remedies": [
@@ -356,12 +363,4 @@ def _memory_record(planner: Planner, found: Forecast) -> dict[str, Any]:
         "kv_bytes_full": kv_bytes(full, planner.adapter.geometry, planner.dtype.itemsize),
         "buffer_bytes": memory.buffers,
         "headroom_bytes": HEADROOM if planner.places[0].kind == "cuda" else 0,
-    }
-
-
-def _context_record(adapter: Adapter, found: Forecast, new_tokens: int) -> Mapping[str, Any]:
-    return {
-        "length": adapter.context_length,
-        "needed": found.entering + new_tokens,
-        "fits": found.entering + new_tokens <= adapter.context_length,
     }

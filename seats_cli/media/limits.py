@@ -48,7 +48,7 @@ class Guard:
 
     def size(self, n_bytes: int) -> None:
         """Raises MediaLimit for a file that is too large."""
-        self._check("size", n_bytes / 1e9, _scaled(self.limits.size_bytes, 1e9), "GB", "leave it out")
+        self._check("size", n_bytes, self.limits.size_bytes, "bytes", "leave it out")
 
     def duration(self, seconds: float) -> None:
         """Raises MediaLimit where the part that is asked about is too long."""
@@ -56,8 +56,7 @@ class Guard:
 
     def picture(self, width: int, height: int) -> None:
         """Raises MediaLimit for frames or an image that are too large."""
-        megapixels = _scaled(self.limits.pixels, 1e6)
-        self._check("pixels", width * height / 1e6, megapixels, "megapixels", "make it smaller")
+        self._check("pixels", width * height, self.limits.pixels, "pixels", "make it smaller")
 
     def frames(self, count: int) -> None:
         """Raises MediaLimit for too many frames."""
@@ -89,10 +88,11 @@ class Guard:
     def _check(self, name: str, value: float, limit: float | None, unit: str, remedy: str) -> None:
         if limit is not None and value > limit:
             raise MediaLimit(
-                f"{self._path}: {value:,.6g} {unit}, beyond the limit of {limit:,.6g}",
+                f"{self._path}: {_number(value)} {unit}, beyond the limit of {_number(limit)}",
                 hint=f"{remedy}, or raise the limit: --limits {name}=...",
             )
 
 
-def _scaled(limit: float | None, unit: float) -> float | None:
-    return None if limit is None else limit / unit
+def _number(value: float) -> str:
+    """Whole numbers in full, others to a hundredth."""
+    return f"{value:,.0f}" if value >= 1000 or value == round(value) else f"{value:.2f}"

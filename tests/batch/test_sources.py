@@ -1,7 +1,9 @@
 """Folders, lists and shards: every file once, in order, whatever lies beside it."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,10 +11,6 @@ from hypothesis import strategies as st
 
 from seats_cli.batch.sources import Item, check_file, files_in, listed, nothing_in, questions_in, shard_of
 from seats_cli.errors import MediaMissing, UsageError
-
-
-def unwarned(message: str) -> None:
-    raise AssertionError(message)
 
 
 @pytest.fixture
@@ -30,16 +28,16 @@ def below(folder: Path, found: list[str]) -> list[str]:
 
 
 def test_a_folder_is_its_media_files_in_order(folder: Path) -> None:
-    found = files_in(str(folder), recursive=False, globs=(), warn=unwarned)
+    found = files_in(str(folder), recursive=False, globs=())
     assert below(folder, found) == ["a.MKV", "b.mp4"]
-    found = files_in(str(folder), recursive=True, globs=(), warn=unwarned)
+    found = files_in(str(folder), recursive=True, globs=())
     assert below(folder, found) == ["a.MKV", "b.mp4", "sub/c.wav", "sub/deep/d.jpg"]
     assert found[0].startswith(str(folder))
 
 
 def test_globs_choose_by_name_or_by_path(folder: Path) -> None:
     def names(*globs: str) -> list[str]:
-        return below(folder, files_in(str(folder), recursive=True, globs=globs, warn=unwarned))
+        return below(folder, files_in(str(folder), recursive=True, globs=globs))
 
     assert names("*.txt") == ["notes.txt"]
     assert names("*.wav", "b*") == ["b.mp4", "sub/c.wav"]
@@ -50,7 +48,7 @@ def test_a_folder_without_media_says_where_some_may_be(folder: Path, tmp_path: P
     (tmp_path / "empty").mkdir()
 
     def told(place: Path, *globs: str, recursive: bool) -> str:
-        assert files_in(str(place), recursive=recursive, globs=globs, warn=unwarned) == []
+        assert files_in(str(place), recursive=recursive, globs=globs) == []
         return nothing_in(str(place), recursive=recursive, globs=globs).message
 
     assert told(tmp_path / "empty", recursive=True).endswith("is a folder without media files")
@@ -58,9 +56,24 @@ def test_a_folder_without_media_says_where_some_may_be(folder: Path, tmp_path: P
     assert "files that match *.flac" in told(folder, "*.flac", recursive=True)
 
 
-def test_a_folder_that_is_not_there_any_more_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(MediaMissing, match=r"cannot look into .*gone: No such file"):
-        files_in(str(tmp_path / "gone"), recursive=True, globs=(), warn=unwarned)
+def test_folders_that_cannot_be_read_stand_for_their_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir, access, closed = os.scandir, os.access, {str(folder / "sub"), str(tmp_path / "own")}
+
+    def refused(path: str) -> Any:
+        if os.path.normpath(path) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr(os, "scandir", refused)
+    assert below(folder, files_in(str(folder), recursive=True, globs=("*.mp4",))) == ["b.mp4", "sub"]
+    assert files_in(str(tmp_path / "own"), recursive=False, globs=()) == [str(tmp_path / "own")]
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in closed and access(path, mode))
+    with pytest.raises(MediaMissing, match=r"no permission to look into the folder .*sub"):
+        check_file(str(folder / "sub"))
+    assert files_in(str(tmp_path / "gone"), recursive=True, globs=()) == [str(tmp_path / "gone")]
 
 
 def test_links_that_lead_in_circles_end(folder: Path) -> None:
@@ -68,7 +81,7 @@ def test_links_that_lead_in_circles_end(folder: Path) -> None:
     (folder / "sub" / "self").symlink_to(folder / "sub" / "self")
     (folder / "again").symlink_to(folder / "sub")
     (folder / "gone.mp4").symlink_to(folder / "nowhere.mp4")
-    found = below(folder, files_in(str(folder), recursive=True, globs=(), warn=unwarned))
+    found = below(folder, files_in(str(folder), recursive=True, globs=()))
     assert [os.path.basename(name) for name in found] == ["a.MKV", "c.wav", "d.jpg", "b.mp4", "gone.mp4"]
 
 
@@ -76,7 +89,7 @@ def test_the_order_is_that_of_names_not_of_the_disk(tmp_path: Path) -> None:
     for name in ("b/1.mp4", "a.mp4", "a/2.mp4", "a-b/3.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    found = below(tmp_path, files_in(str(tmp_path), recursive=True, globs=(), warn=unwarned))
+    found = below(tmp_path, files_in(str(tmp_path), recursive=True, globs=()))
     assert found == ["a/2.mp4", "a-b/3.mp4", "a.mp4", "b/1.mp4"]
 
 

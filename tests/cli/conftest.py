@@ -190,10 +190,14 @@ def no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 @pytest.fixture
 def run() -> Run:
-    """`run("ask", clip, "why?", env={...})`: the command line in this process, with separate streams."""
+    """`run("ask", clip, "why?", env={...})`: the command line in this process, with separate streams; `input`
+    comes on stdin."""
 
-    def invoke(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Result:
-        return CliRunner().invoke(build_app(decorated=False), [str(a) for a in arguments], env=env)
+    def invoke(
+        *arguments: str | Path, env: Mapping[str, str] | None = None, input: str | bytes | None = None
+    ) -> Result:
+        typed = [str(argument) for argument in arguments]
+        return CliRunner().invoke(build_app(decorated=False), typed, env=env, input=input)
 
     return invoke
 

@@ -130,6 +130,17 @@ def test_the_retry_command_is_what_was_typed(
     monkeypatch.setattr(sys, "argv", ["seats", *typed])
     told = run(*typed).stderr
     assert "to try the failed ones again: seats ask videos 'why not?' -o out.jsonl --retry-failed" in told
+    typed = [
+        "ask",
+        "--from",
+        "-",
+        "why?",
+        "-o",
+        "listed.jsonl",
+    ]  # an empty file stands for what came on stdin
+    monkeypatch.setattr(sys, "argv", ["seats", *typed])
+    told = run(*typed, input="videos/b b.mp4\n").stderr
+    assert "again: ... | seats ask --from - 'why?' -o listed.jsonl --retry-failed" in told
 
 
 def test_failures_are_told_a_few_times_and_kept_always(run: Run, script: Script, folder: Path) -> None:
@@ -178,6 +189,7 @@ def test_what_is_wrong_for_every_file_is_wrong_before_the_first(
         (["--manifest", "rows.jsonl", "videos", "why?"], "names files and questions itself"),
         (["--questions", "none.txt"], "files are missing"),
         (["videos", "--questions", "none.txt"], "cannot read the questions"),
+        (["videos", "why?", "--questions", "q.txt"], "with --questions every argument is a file"),
         (["--from", "none.txt", "why?"], "cannot read the list"),
         (["videos", "why?", "-o", "none/out.jsonl"], "there is no folder none"),
         (["videos", "why?", "--format", "xml"], "'xml' is not one of"),
@@ -257,7 +269,8 @@ def test_limits_reach_the_session_from_both_ways(run: Run, script: Script, folde
 
 
 @pytest.mark.parametrize(
-    "typed", ["size", "weight=1", "size=", "size=1h", "duration=1GB", "size=1..2", "frames=-1"]
+    "typed",
+    ["size", "weight=1", "size=", "size=1h", "duration=1GB", "size=1..2", "frames=-1", "size=1,size=2"],
 )
 def test_limits_that_are_none(run: Run, script: Script, folder: Path, typed: str) -> None:
     result = run("ask", "videos", "why?", "--limits", typed)

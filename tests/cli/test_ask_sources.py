@@ -18,27 +18,18 @@ from seats_cli.batch.output import CSV_HEAD
 ROOT = Path(__file__).parents[2]
 
 
-def piped(run: Run, data: bytes, *arguments: str) -> Any:
-    """The command with a list on stdin."""
-    from typer.testing import CliRunner
-
-    from seats_cli.cli.app import build_app
-
-    return CliRunner().invoke(build_app(decorated=False), arguments, input=data)
-
-
 def test_lists_come_from_stdin_or_a_file(run: Run, script: Script, folder: Path) -> None:
     names = b"# mine\nvideos/c.mp4\n\nvideos/a.mp4\n"
-    result = piped(run, names, "ask", "-", "why?", "--jsonl")
+    result = run("ask", "-", "why?", "--jsonl", input=names)
     assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == [
         "videos/c.mp4",
         "videos/a.mp4",
     ]
-    result = piped(run, names, "ask", "videos/b.mp4", "why?", "--from", "-", "--jsonl")
+    result = run("ask", "videos/b.mp4", "why?", "--from", "-", "--jsonl", input=names)
     assert [Path(json.loads(line)["path"]).stem for line in result.stdout.splitlines()] == ["b", "c", "a"]
     Path("list.txt").write_bytes(names)
     assert len(run("ask", "--from", "list.txt", "why?", "--jsonl").stdout.splitlines()) == 2
-    result = piped(run, b"videos/a.mp4\0#b.mp4\0", "ask", "-0", "-", "why?", "--jsonl")
+    result = run("ask", "-0", "-", "why?", "--jsonl", input=b"videos/a.mp4\0#b.mp4\0")
     assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == ["videos/a.mp4", "#b.mp4"]
     assert result.exit_code == 1
 
@@ -52,15 +43,17 @@ def test_lists_come_from_stdin_or_a_file(run: Run, script: Script, folder: Path)
             "the list - has a name a line, and no NUL\nhint: leave -0 out",
         ),
         (b"videos/a.mp4\0videos/b.mp4\0", [], "the names in the list - end with NUL\nhint: -0 reads it"),
+        ("videos/a.mp4\n".encode("utf-16"), [], "the list - is UTF-16\nhint: write it as UTF-8"),
+        (b"\0\0\0\x20ftypisom\0\0\x02\0", [], "- is no list of names\nhint: a list is text"),
     ],
 )
 def test_a_list_of_the_other_form_is_told(
     run: Run, script: Script, folder: Path, data: bytes, options: list[str], expected: str
 ) -> None:
-    result = piped(run, data, "ask", *options, "-", "why?", "--jsonl")
+    result = run("ask", *options, "-", "why?", "--jsonl", input=data)
     assert (result.exit_code, result.stdout) == (2, "")
     assert expected in result.stderr
-    assert piped(run, b"videos/a.mp4", "ask", "-0", "-", "why?", "--jsonl").exit_code == 0
+    assert run("ask", "-0", "-", "why?", "--jsonl", input=b"videos/a.mp4").exit_code == 0
 
 
 def test_a_batch_leaves_stdin_alone(script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +110,7 @@ def test_a_manifest_has_a_question_a_row(run: Run, script: Script, folder: Path,
         data = path.read_bytes().replace(
             b'"media": "', b'"media": "videos/'
         )  # from here, not from its folder
-        piped_in = piped(run, data, "ask", "--manifest", "-", "--jsonl")
+        piped_in = run("ask", "--manifest", "-", "--jsonl", input=data)
         again = [json.loads(line) for line in piped_in.stdout.splitlines()]
         for name in ("id", "question", "start_s", "end_s", "answer"):
             expected = [record[name] for record in found]
@@ -183,13 +176,13 @@ def test_rows_of_one_question_with_ids_of_their_own_have_a_record_each() -> None
     assert quantised[0].key != keys[0]
 
 
-def test_an_empty_folder_stops_no_others_and_one_that_cannot_be_read_does(
+def test_an_empty_folder_stops_no_others_and_a_closed_one_is_a_failure(
     run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scandir = os.scandir
+    scandir, access = os.scandir, os.access
 
     def refused(path: Any) -> Any:
-        if os.fspath(path) == "locked":
+        if os.path.normpath(path) == "locked":
             raise PermissionError(errno.EACCES, "Permission denied")
         return scandir(path)
 
@@ -199,9 +192,14 @@ def test_an_empty_folder_stops_no_others_and_one_that_cannot_be_read_does(
     assert (beside.exit_code, len(lines("out.jsonl"))) == (0, 3)
     assert "warning: empty is a folder without media files" in beside.stderr
     monkeypatch.setattr(os, "scandir", refused)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "locked" and access(path, mode))
     locked = run("ask", "locked", "videos", "why?", "-o", "locked.jsonl")
-    assert locked.exit_code != 0
-    assert "error: cannot look into locked: Permission denied" in locked.stderr
+    assert locked.exit_code == 1
+    assert [(record["path"], record["ok"]) for record in lines("locked.jsonl")] == [
+        ("locked", False),
+        *((f"videos/{name}.mp4", True) for name in "abc"),
+    ]
+    assert "error: no permission to look into the folder locked" in locked.stderr
     alone = run("ask", "empty", "why?")
     assert alone.exit_code != 0
     assert "error: empty is a folder without media files" in alone.stderr

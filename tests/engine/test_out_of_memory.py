@@ -172,6 +172,13 @@ def asked_of(session: Session, **changes: Any) -> fit.Asked:
     )  # fmt: skip
 
 
+@pytest.fixture
+def long_context(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory alone decides."""
+    monkeypatch.setattr(type(session.adapter), "context_length", 10**9)
+
+
+@pytest.mark.usefixtures("long_context")
 def test_each_remedy_fits_and_the_next_milder_one_does_not(session: Session) -> None:
     asked, engine = asked_of(session, ratio=1.0), Engine(itemsize=2)
     needed = fit.forecast(session.adapter, asked, 0, engine, device_bytes=10**10).memory
@@ -187,11 +194,20 @@ def test_each_remedy_fits_and_the_next_milder_one_does_not(session: Session) -> 
     assert fit.remedies(session.adapter, asked, 0, engine, device_bytes=10**10, room=1000) == []
 
 
+@pytest.mark.usefixtures("long_context")
 def test_full_is_told_of_another_method(session: Session) -> None:
     asked, engine = asked_of(session, ratio=1.0, method=find_method("full")), Engine(itemsize=2)
     needed = fit.forecast(session.adapter, asked, 0, engine, device_bytes=10**10).memory.peak
     found = fit.remedies(session.adapter, asked, 0, engine, device_bytes=10**10, room=round(0.6 * needed))
     assert found[0].option.startswith("--method seats --ratio 0.")
+
+
+def test_a_remedy_is_within_the_context_too(session: Session) -> None:
+    asked, engine = asked_of(session, ratio=1.0, new_tokens=30_000), Engine(itemsize=2)
+    found = fit.remedies(session.adapter, asked, 0, engine, device_bytes=10**10, room=10**12)
+    assert found
+    for remedy in found:
+        assert remedy.forecast.entering + 30_000 <= session.adapter.context_length
 
 
 def test_without_a_clip_or_an_estimate_the_advice_is_general(session: Session) -> None:

@@ -34,9 +34,9 @@ def read(path: Path, limits: Limits, **sampling: Any) -> None:
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (Limits(size_bytes=1000), "GB, beyond the limit"),
+        (Limits(size_bytes=1000), "bytes, beyond the limit of 1,000"),
         (Limits(duration_s=2.0), r"3\.?\d* s, beyond the limit of 2"),
-        (Limits(pixels=3000), "megapixels, beyond the limit"),
+        (Limits(pixels=3000), "pixels, beyond the limit of 3,000"),
         (Limits(frames=29), "30 frames, beyond the limit of 29"),
         (Limits(decode_s=0.0), "s of decoding, beyond the limit of 0"),
     ],
