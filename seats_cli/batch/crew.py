@@ -122,7 +122,7 @@ class Crew(Generic[Task, Job]):
         has in hand, so that it can read one while it is at another."""
         on_cpu = all(device in ("auto", "cpu") for device in devices)
         self._model = {**model, **shared_gpu(devices)}
-        self._threads = None if on_cpu and len(devices) == 1 else 1  # beside a GPU: streams.one_core_each
+        self._threads = 1 if on_cpu and len(devices) > 1 else None
         self._doing, self._depth = doing, depth
         self._warn, self._log = warn, log
         self._place = tempfile.TemporaryDirectory(prefix="seats-workers-")
@@ -383,9 +383,12 @@ def serve(connection: Connection, recipe: Recipe) -> None:
     link = _Link(connection)
     try:
         session = _session(link, recipe)
+        from seats_cli.batch.streams import one_core_each
+
         link.say("hello", recipe.doing.describe(session))
-        for index, job, record in recipe.doing.run(session, link.handed(), recipe.folder):
-            link.say("record", index, job, record)
+        with one_core_each(session.adapter.device):
+            for index, job, record in recipe.doing.run(session, link.handed(), recipe.folder):
+                link.say("record", index, job, record)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # nobody is there any more
         with suppress(OSError):  # another worker is not done yet: it will take the folder away
             recipe.folder.rmdir()

@@ -19,8 +19,9 @@ from seats_cli.errors import UsageError
 class LineFile(ABC):
     """Records on disk, a line each. Use it as a context manager; subclasses say what a record looks like.
 
-    A file that this run made and wrote nothing to is taken away again. A file of anything else is never
-    changed. Another run on the same file is refused where the file system has locks (POSIX).
+    A file that this run made and wrote nothing to is taken away again, but for `keep_empty`. A file of
+    anything else is never changed. Another run on the same file is refused where the file system has locks
+    (POSIX).
     """
 
     what = "record"  # what a line is, in words
@@ -37,8 +38,8 @@ class LineFile(ABC):
         if not path.parent.is_dir():
             raise UsageError(f"there is no folder {path.parent}")
         self._real = Path(os.path.realpath(path))  # what is written anew must not take a link's place
-        self.made = not path.exists()  # and is taken away again if nothing is written
-        self._plain = self.made or stat.S_ISREG(path.stat().st_mode)  # a pipe cannot be read again
+        self._made = not path.exists()
+        self._plain = self._made or stat.S_ISREG(path.stat().st_mode)  # a pipe cannot be read again
         self._stream = self._opened()
         try:
             if self._plain and overwrite:
@@ -98,10 +99,14 @@ class LineFile(ABC):
         self._stream.close()
         self._stream = stream
 
+    def keep_empty(self) -> None:
+        """Leave the file there even if nothing is written to it."""
+        self._made = False
+
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
-        if self.made and self.path.is_file() and not self.path.stat().st_size:
+        if self._made and self.path.is_file() and not self.path.stat().st_size:
             self.path.unlink()
 
     def __enter__(self) -> Self:

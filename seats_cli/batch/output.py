@@ -135,10 +135,6 @@ class AnswerFile(LineFile):
     def written(self, record: Record) -> bytes:
         """A record in this file's form."""
 
-    def keep_empty(self) -> None:
-        """Leave the file there although it has no records."""
-        self.made = False
-
     def remember(self, key: str | None, ok: bool = False) -> bool:
         """Note the next line; always true."""
         self.keys.append(key)
@@ -202,11 +198,14 @@ class CsvLines(AnswerFile):
 
     def written(self, record: Record) -> bytes:
         """One row, after the heading where the file is empty."""
-        self.keep_empty()
+        self._begin()
         return as_csv(record).encode("utf-8", "backslashreplace")
 
     def keep_empty(self) -> None:
         """With its heading."""
+        self._begin()
+
+    def _begin(self) -> None:
         if not self.keys:
             self.write(CSV_HEAD.encode())
             self.keys.append(None)

@@ -45,8 +45,10 @@ def check_file(path: str) -> None:
     if "\0" in path or not os.path.exists(path):
         raise MediaMissing(f"no such file: {path}")
     if os.path.isdir(path):
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise MediaMissing(f"no permission to look into the folder {path}")
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            raise MediaMissing(f"cannot look into the folder {path}: {error.strerror}") from None
         raise MediaMissing(
             f"{path} is a folder, not a media file",
             hint="a folder stands for its files where it is an argument; a list or a manifest names files",

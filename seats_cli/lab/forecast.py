@@ -191,11 +191,11 @@ class Planner:
         host = (host_memory_free() or 0) if plain else 0
         return min(left) > 0 and found.memory.weights <= sum(left) + host
 
-    def remedies(self, asked: Asked) -> list[Remedy]:
-        """What would make it fit: options of the question first, then of loading."""
+    def remedies(self, asked: Asked, found: Forecast) -> list[Remedy]:
+        """What would make a forecast fit: options of the question first, then of loading."""
         room = max(self.rooms, default=math.inf)
         quantize, device_map = self.options.quantize, self.options.device_map
-        found = remedies(
+        tried = remedies(
             self.adapter,
             asked,
             self.weights.total,
@@ -203,8 +203,8 @@ class Planner:
             device_bytes=self.device_bytes,
             room=room,
         )
-        if not within_context(self.adapter, asked, self.forecast(asked)):
-            return found
+        if not within_context(self.adapter, asked, found):
+            return tried
         for scheme in TRIED_SCHEMES if quantize == NONE and self.stored is None else ():
             try:
                 refuse_expert_tensors(scheme, self.adapter.network)
@@ -212,13 +212,13 @@ class Planner:
                 break
             then = self.forecast(asked, scheme)
             if then.memory.peak <= room:
-                found.append(Remedy(f"--quantize {scheme}", then))
+                tried.append(Remedy(f"--quantize {scheme}", then))
                 break
         if device_map == NONE and self._kind == "cuda":
             then = self.forecast(asked, device_map="auto")
             if self.fits(then, "auto"):
-                found.append(Remedy("--device-map auto", then))
-        return found
+                tried.append(Remedy("--device-map auto", then))
+        return tried
 
 
 # ---- the document -----------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def document(planner: Planner, request: PlanRequest, warn: Any = lambda _: None)
     found = planner.forecast(asked)
     in_memory, in_context = planner.fits(found), within_context(planner.adapter, asked, found)
     fits = in_memory if in_context else False
-    unfit = planner.remedies(asked) if fits is False else []
+    unfit = planner.remedies(asked, found) if fits is False else []
     plain: dict[str, Any] = jsonable(
         {
             "schema_version": SCHEMA_VERSION,

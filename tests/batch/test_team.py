@@ -6,9 +6,11 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from make_clips import pictures, tone, write_clip
 from seats_cli.batch import crew
@@ -115,20 +117,30 @@ def test_what_is_wrong_for_every_file_is_said_once(asking: Asking, tmp_path: Pat
     assert told == []
 
 
-@pytest.mark.parametrize(
-    ("devices", "threads"),
-    [(["cuda:0"], 1), (["cuda:0", "cuda:1"], 1), (["cpu", "cpu"], 1), (["cpu"], None), (["auto"], None)],
-)
-def test_a_worker_takes_all_cores_only_alone_and_on_the_cpu(
-    devices: list[str], threads: int | None, asking: Asking, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_beside_a_gpu_works_on_one_core_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Asked(Exception):
-        pass
+    """Once its model is there."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process is none
+    seen: list[int] = []
 
-    def recipe(_model: Any, n_threads: int | None, *_: Any) -> None:
-        raise Asked(n_threads)
+    class Noting(Answering):
+        def describe(self, session: Any) -> dict[str, bool]:
+            seen.append(torch.get_num_threads())
+            return {}
 
-    monkeypatch.setattr(crew, "Recipe", recipe)
-    with pytest.raises(Asked) as asked:
-        AnsweringCrew(devices, asking, warn=pytest.fail, log=lambda _: None)
-    assert asked.value.args == (threads,)
+        def run(self, session: Any, handed: Any, folder: Path) -> Iterator[tuple[int, str, Record]]:
+            seen.append(torch.get_num_threads())
+            yield from ()
+
+    session = SimpleNamespace(adapter=SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(crew, "_session", lambda *_: session)
+    here, there = multiprocessing.Pipe()
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        crew.serve(there, crew.Recipe({}, None, Noting(Asking({}, {})), tmp_path))
+        assert (seen, torch.get_num_threads()) == ([3, 1], 3)
+    finally:
+        torch.set_num_threads(before)
+    assert here.recv()[0] == "hello"
