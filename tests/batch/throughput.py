@@ -1,18 +1,20 @@
 """Clips an hour of a batch, and how busy the GPU is meanwhile.
 
     python tests/batch/throughput.py phases OUT.json --clips 128 --paces 8x8,12x8
-    python tests/batch/throughput.py gpus OUT.json --clips 100 --gpus 1,2,4 --cores 16
+    python tests/batch/throughput.py gpus OUT.json --clips 200 --gpus 4,1,2,4,1 --cores 16
 
 `phases`: in one session one clip after the other, and then so many readers x answers together. `gpus`: the
-command itself on so many GPUs in turn, with so many clips and cores (0: all) for each; from an early
-record to the last, as they are finished, so without loading (but `cpu_s`, of all cores, is with it). There
-are four different clips under many names, 640x360 at 30 frames a second with sound. Without --model it is the
-7B geometry with random weights.
+command itself on so many GPUs in turn, with so many clips and logical cores (both threads of a core; 0: all)
+for each; from an early record to the last, as they are finished, so without loading (but `cpu_s`, of all
+cores, is with it). There are four different clips under many names, 640x360 at 30 frames a second with sound.
+Without --model it is the 7B geometry with random weights.
 """
 
 import argparse
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -164,8 +166,8 @@ def gpus(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
         ]
         options += ["--max-new-tokens", str(asked.tokens), "--ratio", str(asked.ratio)]
         # In order, what other workers have finished would be counted when the slowest lets it be written.
-        options += ["--unordered", "-o", str(out)]
-        cores = sorted(os.sched_getaffinity(0))[: asked.cores * count or None]
+        options += ["--unordered", "-o", str(out), *shlex.split(asked.options)]
+        cores = whole_cores()[: asked.cores * count or None]
         began, lines, used_s = time.perf_counter(), [(0.0, 0)], children_s()
         with watched() as looks, tempfile.TemporaryFile("w+") as told:
             process = subprocess.Popen(
@@ -183,10 +185,23 @@ def gpus(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
             summary = told.read().strip().splitlines()[-1:]
         yield steady(lines, 8 * count, looks) | {
             "gpus": count,
-            "cores": len(cores),
+            "cores": cores,
             "cpu_s": round(children_s() - used_s, 1),
             "summary": summary,
         }
+
+
+def whole_cores() -> list[int]:
+    """The logical cores that this process may use, both threads of a core side by side, so that every number
+    of GPUs gets the same share of the machine: the first half of a list by number is often every core's first
+    thread."""
+    allowed = os.sched_getaffinity(0)
+
+    def core(number: int) -> tuple[int, int]:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        return (int(re.split("[,-]", siblings.read_text())[0]) if siblings.exists() else number), number
+
+    return sorted(allowed, key=core)
 
 
 def children_s() -> float:
@@ -240,6 +255,7 @@ def main() -> None:
     parser.add_argument("--paces", default="8x8,12x8")
     parser.add_argument("--gpus", default="1,2,4")
     parser.add_argument("--cores", type=int, default=0)
+    parser.add_argument("--options", default="", help="of `gpus`: more of the command's, in one argument")
     asked = parser.parse_args()
     options = {name: value for name, value in vars(asked).items() if name != "out"}
     rows: list[dict[str, Any]] = []
