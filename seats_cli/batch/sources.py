@@ -148,10 +148,11 @@ def listed(data: bytes, *, nul: bool) -> list[str]:
     return [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
 
 
-def questions_in(path: Path) -> list[str]:
-    """The questions of a file, a line each, without empty lines and comments (#). Raises UsageError."""
+def questions_in(path: Path, data: bytes | None = None) -> list[str]:
+    """The questions of a file, a line each, without empty lines and comments (#). `data`: what is in it, if
+    that was read already. Raises UsageError."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = (path.read_bytes() if data is None else data).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"cannot read the questions {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -79,7 +79,7 @@ QuestionsOption = Annotated[
         metavar="FILE",
         rich_help_panel=SOURCES_PANEL,
         help="Ask every question of FILE, a line each, about every file, instead of QUESTION; a file is read "
-        "and encoded once for all of them.",
+        "and encoded once for all of them; - reads them from stdin.",
     ),
 ]
 ShardOption = Annotated[
@@ -251,20 +251,20 @@ def parse_limits(text: str | None) -> dict[str, float | None]:
                 f"{pair.strip()!r} is not KEY=VALUE with a key of {', '.join(_LIMITS)}", param_hint="--limits"
             )
         field, units = _LIMITS[name]
+        accepted = "none, a number above 0, a number with one of " + ", ".join(unit for unit in units if unit)
         if field in found:
             raise typer.BadParameter(f"{name} is given twice", param_hint="--limits")
         digits = re.match(r"[0-9.]*", value)
         assert digits is not None  # it matches anything
         try:
-            found[field] = (
-                None if value == "none" else float(digits[0]) * units[value[digits.end() :].strip()]
-            )
+            most = None if value == "none" else float(digits[0]) * units[value[digits.end() :].strip()]
         except (ValueError, KeyError):
-            accepted = ", ".join(unit for unit in units if unit)
+            most = 0.0
+        if most is not None and most <= 0:
             raise typer.BadParameter(
-                f"{value!r} is no value of {name}; accepted: none, a number, a number with one of {accepted}",
-                param_hint="--limits",
-            ) from None
+                f"{value!r} is no value of {name}; accepted: {accepted}", param_hint="--limits"
+            )
+        found[field] = most
     return found
 
 

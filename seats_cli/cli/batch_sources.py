@@ -55,7 +55,8 @@ def check(sources: Sources) -> None:
         if sources.recursive or sources.globs:
             raise UsageError("--recursive and --glob are about folders, and a manifest has none")
         return
-    if [*sources.media, sources.list_from].count(STDIN) > 1:
+    named = [*sources.media, sources.list_from, None if sources.questions is None else str(sources.questions)]
+    if named.count(STDIN) > 1:
         raise UsageError("stdin can be read once only: give - once")
     if sources.null and not lists:
         raise UsageError("--null (-0) says how a list is written; there is none", hint="--from FILE, or -")
@@ -118,7 +119,7 @@ def items_of(terminal: Terminal, sources: Sources) -> list[Item]:
     if sources.manifest is not None:
         items = _manifest(sources.manifest)
     else:
-        asked = [sources.question] if sources.questions is None else questions_in(sources.questions)
+        asked = [sources.question] if sources.questions is None else _questions(sources.questions)
         files = files_of(terminal, sources)
         if not files:
             raise UsageError("nothing to ask about: the list names no file")
@@ -138,6 +139,11 @@ def _manifest(path: Path) -> list[Item]:
             Path("stdin") if data is not None else path, need_answers=False, data=data
         )
     ]
+
+
+def _questions(path: Path) -> list[str]:
+    piped = str(path) == STDIN
+    return questions_in(Path("stdin") if piped else path, sys.stdin.buffer.read() if piped else None)
 
 
 def _listed(name: str, *, null: bool) -> list[str]:

@@ -248,6 +248,8 @@ class _Line:
         if value is None or value == []:
             return ()
         kind = f"a list of 2 to {len(LETTERS)} texts"
+        if isinstance(value, str):  # of a table, most likely
+            kind += ", in a CSV cell with | between them"
         if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
             raise self.wrong("options", kind, value)
         return without_letters([self.checked("options", item, kind) for item in value])

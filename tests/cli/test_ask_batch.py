@@ -242,7 +242,17 @@ def test_limits_reach_the_session_from_both_ways(run: Run, script: Script, folde
 
 @pytest.mark.parametrize(
     "typed",
-    ["size", "weight=1", "size=", "size=1h", "duration=1GB", "size=1..2", "frames=-1", "size=1,size=2"],
+    [
+        "size",
+        "weight=1",
+        "size=",
+        "size=1h",
+        "duration=1GB",
+        "size=1..2",
+        "frames=-1",
+        "stall=0",
+        "size=1,size=2",
+    ],
 )
 def test_limits_that_are_none(run: Run, script: Script, folder: Path, typed: str) -> None:
     result = run("ask", "videos", "why?", "--limits", typed)

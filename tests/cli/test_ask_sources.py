@@ -78,7 +78,7 @@ def test_several_questions_read_a_clip_once(run: Run, script: Script, folder: Pa
     assert [(row["path"], row["question"]) for row in rows] == [
         (f"videos/{name}.mp4", text) for name in "abc" for text in ("why?", "how?")
     ]
-    text = run("ask", "videos/a.mp4", "--questions", "questions.txt").stdout
+    text = run("ask", "videos/a.mp4", "--questions", "-", input="why?\n\nhow?\n").stdout
     assert text == "==> videos/a.mp4: why? <==\na red star\n==> videos/a.mp4: how? <==\na red star\n"
 
 
@@ -147,6 +147,8 @@ def test_json_takes_folders_as_it_takes_files(run: Run, script: Script, folder: 
     [
         (("-", "why", "--jsonl"), "the list names no file"),
         (("a.mp4", "what is said?", "--questions", "q.txt", "--jsonl"), "every argument is a file"),
+        (("-", "--questions", "-", "--jsonl"), "stdin can be read once only"),
+        (("a.mp4", "--questions", "-", "--jsonl"), "stdin holds no questions"),
         (("a.mp4", "why", "-o", "-"), "-o - is no file"),
         (("--manifest", "m.jsonl", "--recursive", "--jsonl"), "a manifest has none"),
     ],

@@ -167,7 +167,7 @@ WRONG: list[tuple[Any, str]] = [
     (LINE | {"answer": [""]}, ':2: "answer" must be a text or a list of texts'),
     (LINE | {"answer": []}, ':2: "answer" must be'),
     (LINE | {"answer": True}, ':2: "answer" must be a text or a list of texts, not true'),
-    (LINE | {"options": "red"}, ':2: "options" must be a list of 2 to 26 texts, not "red"'),
+    (LINE | {"options": "red"}, ':2: "options" must be a list of 2 to 26 texts, in a CSV cell with'),
     (LINE | {"options": ["red"]}, ':2: "options" must be a list of 2 to 26 texts'),
     (LINE | {"options": ["red", 3]}, ':2: "options" must be a list of 2 to 26 texts, not 3'),
     (LINE | {"options": ["x"] * 27}, ':2: "options" must be a list of 2 to 26 texts'),
