@@ -197,14 +197,17 @@ class Generation:
         return lambda token, _: graph.step(token)[0]
 
 
-def sent_to_host(tokens: torch.Tensor) -> Callable[[], list[int]]:
-    """Start copying tokens (B,) int64 to the host; the result waits for them, and for nothing after them."""
+def sent_to_host(tokens: torch.Tensor, *, idle: bool = False) -> Callable[[], list[int]]:
+    """Start copying tokens (B,) int64 to the host; the result waits for them, and for nothing after them.
+
+    idle: the core is left to others meanwhile, and taken back some microseconds late; else it is kept busy
+    """
     if not tokens.is_cuda:
         there: list[int] = tokens.tolist()
         return lambda: there
     on_host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=True)
     on_host.copy_(tokens, non_blocking=True)
-    copied = torch.cuda.Event()  # waited for at once, for every token: not worth giving the core away
+    copied = torch.cuda.Event(blocking=idle)
     copied.record(torch.cuda.current_stream(tokens.device))
 
     def wait() -> list[int]:

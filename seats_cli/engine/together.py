@@ -72,7 +72,7 @@ class DecodeTogether:
     def step(self) -> list[Sequence]:
         """One more token of every open sequence; returns those that ended with it, which are closed."""
         read_now = dict(self._open)
-        arrived = sent_to_host(self._tokens)
+        arrived = sent_to_host(self._tokens, idle=True)  # the next step is running when they are waited for
         for number, slot in read_now.items():
             if slot.chosen == slot.sequence.options.max_new_tokens:
                 self._close(number)  # nothing follows its last token
