@@ -1,5 +1,6 @@
 """On a CUDA device: reading one clip ahead, on a stream of its own, changes no record; nor do workers."""
 
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from seats_cli.batch.records import Asking, Record
 from seats_cli.batch.run import check_device, run_batch
 from seats_cli.batch.sources import Item
 from seats_cli.batch.team import AnsweringCrew, answered
+from seats_cli.engine.decode import sent_to_host
 from seats_cli.errors import DeviceError
 from seats_cli.session import ModelOptions, Session
 
@@ -62,6 +64,18 @@ def test_everything_at_once_changes_nothing(clips: list[Clip]) -> None:
     for pace in (Pace(0, 4), Pace(4, 4), Pace(4, 8), Pace(4, 2)):
         found = {record["key"]: record for record in timeless(answered(session, clips, asking, pace))}
         assert found == plain
+
+
+def test_waiting_for_tokens_of_a_batch_leaves_the_core() -> None:
+    tokens = torch.arange(8, device="cuda")
+    sent_to_host(tokens, idle=True)()  # the pinned memory is there
+    torch.cuda._sleep(500_000_000)  # clock cycles: a quarter of a second
+    arrived = sent_to_host(tokens, idle=True)
+    wall_s, own_s = time.perf_counter(), time.thread_time()
+    assert arrived() == list(range(8))
+    wall_s, own_s = time.perf_counter() - wall_s, time.thread_time() - own_s
+    assert wall_s > 0.1
+    assert own_s < wall_s / 4
 
 
 def test_a_worker_on_a_gpu_answers_as_this_process_does(clips: list[Clip]) -> None:
