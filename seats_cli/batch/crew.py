@@ -1,4 +1,5 @@
-"""Work in several processes, each with a session of its own; this process hands out tasks.
+"""Work in several processes, each with a session of its own; this process hands out tasks, one whenever a
+worker asks for one, so that nobody sits on tasks that another could begin.
 
 Workers talk over a pipe each, so one that dies takes nothing along: what it had in hand goes to fresh workers
 once, each task alone, so that the guilty one is known; it is recorded as failed if that worker dies too.
@@ -56,7 +57,8 @@ class Doing(Protocol[AnyTask, AnyJob]):
     def run(self, session: Any, handed: Iterator[Handed], folder: Path) -> Iterator[tuple[int, Any, Record]]:
         """Every job of every task that is handed, as they are finished: (task's index, job, record).
 
-        `handed` may be asked from another thread. `folder`: for what is made on the way."""
+        `handed` may be asked from another thread, and is when there is room for another task: then only does
+        one come. `folder`: for what is made on the way."""
         ...
 
     def failure(self, task: AnyTask, job: AnyJob, error: Exception) -> Record:
@@ -87,12 +89,14 @@ class Recipe:
 
 @dataclass
 class Worker:
-    """One process and the tasks that it has in hand, oldest first. `ready` once its model is loaded."""
+    """One process and the tasks that it has in hand, oldest first. `ready` once its model is loaded, `asks`
+    while it waits for a task."""
 
     device: str
     process: BaseProcess
     link: Connection
     ready: bool = False
+    asks: bool = False
     hand: list[int] = field(default_factory=list)
 
     @property
@@ -116,14 +120,12 @@ class Crew(Generic[Task, Job]):
         *,
         warn: Callable[[str], None],
         log: Callable[[str], None],
-        depth: int = 1,
     ) -> None:
-        """`devices`: one a worker; `model`: the other keywords of ModelOptions; `depth`: tasks that a worker
-        has in hand, so that it can read one while it is at another."""
+        """`devices`: one a worker; `model`: the other keywords of ModelOptions."""
         on_cpu = all(device in ("auto", "cpu") for device in devices)
         self._model = {**model, **shared_gpu(devices)}
         self._threads = 1 if on_cpu and len(devices) > 1 else None
-        self._doing, self._depth = doing, depth
+        self._doing = doing
         self._warn, self._log = warn, log
         self._place = tempfile.TemporaryDirectory(prefix="seats-workers-")
         self._workers: list[Worker] = []
@@ -158,6 +160,8 @@ class Crew(Generic[Task, Job]):
             for worker, message in self._heard():
                 if not worker.hand and worker.ready and (message is None or message[0] == "failed"):
                     self._lose_idle(worker, message, listener, rehire=bool(shift.waiting))
+                elif message is not None and message[0] == "next":
+                    worker.asks = True
                 elif message is not None and message[0] == "record":
                     _, at, job, record = message
                     shift.left[at].remove(job)
@@ -197,18 +201,24 @@ class Crew(Generic[Task, Job]):
 
     # --- tasks -------------------------------------------------------------------------------------------
     def _hand_out(self, shift: "_Shift") -> None:
-        """A task to each worker that has room, the emptiest first. What a worker may have died of goes to one
-        that has nothing in hand, and nothing is put beside it."""
-        for depth in range(self._depth):
-            for worker in [w for w in self._workers if w.ready and len(w.hand) == depth]:
-                if not shift.waiting:
-                    return
-                index = shift.waiting[-1]
-                if depth and (shift.deaths.get(index) or shift.deaths.get(worker.hand[0])):
-                    continue
-                # a worker that is gone is noticed when it is listened to
-                if _send(worker.link, (index, shift.work[index][0], tuple(shift.left[index]))):
-                    worker.hand.append(shift.waiting.pop())
+        """A task to each worker that asks for one, the emptiest first, but no more than its share of what is
+        left: others may still be loading. What a worker may have died of goes to one that has nothing in
+        hand, and nothing is put beside it.
+
+        A worker that asks is listening, so sending to it never waits for long."""
+        in_hand = sum(len(worker.hand) for worker in self._workers)
+        share = -(-(len(shift.waiting) + in_hand) // len(self._workers)) if self._workers else 0
+        for worker in sorted((w for w in self._workers if w.asks), key=lambda w: len(w.hand)):
+            if not shift.waiting:
+                return
+            index = shift.waiting[-1]
+            suspected = shift.deaths.get(index) or (worker.hand and shift.deaths.get(worker.hand[0]))
+            if worker.hand and (suspected or len(worker.hand) >= share):
+                continue
+            # a worker that is gone is noticed when it is listened to
+            if _send(worker.link, (index, shift.work[index][0], tuple(shift.left[index]))):
+                worker.asks = False
+                worker.hand.append(shift.waiting.pop())
 
     def _lost(
         self, shift: "_Shift", worker: Worker, message: tuple[Any, ...] | None, listener: Hears
@@ -272,6 +282,8 @@ class Crew(Generic[Task, Job]):
         elif message[0] == "hello":
             worker.ready = True
             self.described = self.described or message[1]
+        elif message[0] == "next":
+            worker.asks = True
         elif message[0] == "warn":
             self._warn(message[1])
         elif message[0] == "log":
@@ -370,8 +382,12 @@ class _Link:
             self._link.send(message)
 
     def handed(self) -> Iterator[Handed]:
-        """The tasks that come, until None does."""
-        while (message := self._link.recv()) is not None:
+        """Tasks, each asked for, until None comes."""
+        while True:
+            self.say("next")
+            message = self._link.recv()
+            if message is None:
+                return
             yield message
 
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from seats_cli.batch.devices import cores
-from seats_cli.media import DecoderProcess, Opener
+from seats_cli.media import DecoderProcess, DistantOpener
 from seats_cli.media.process import AVAILABLE
 
 MOST = 12  # by default
@@ -38,11 +38,6 @@ class Pace:
         """Questions that are prefilled before there is a place for them among those decoded together."""
         return 1 if self.slots > 1 else 0
 
-    @property
-    def in_hand(self) -> int:
-        """Clips at one time, those whose answers are in the making included."""
-        return self.slots + self.ahead + self.prefilled
-
 
 IN_THIS_PROCESS = Pace()
 
@@ -71,7 +66,7 @@ def choose_pace(
 
 
 @contextmanager
-def decoders(pace: Pace) -> Iterator[tuple[Opener, ...]]:
+def decoders(pace: Pace) -> Iterator[tuple[DistantOpener, ...]]:
     """Openers of a process a reader, which start at once and are ended with the block. Raises UsageError
     where the system has none."""
     with ExitStack() as stack:

@@ -38,8 +38,9 @@ class LineFile(ABC):
         if not path.parent.is_dir():
             raise UsageError(f"there is no folder {path.parent}")
         self._real = Path(os.path.realpath(path))  # what is written anew must not take a link's place
-        self._made = not path.exists()
-        self._plain = self._made or stat.S_ISREG(path.stat().st_mode)  # a pipe cannot be read again
+        mode = _mode(path)
+        self._made = mode is None
+        self._plain = mode is None or stat.S_ISREG(mode)  # a pipe cannot be read again
         self._stream = self._opened()
         try:
             if self._plain and overwrite:
@@ -104,10 +105,15 @@ class LineFile(ABC):
         self._made = False
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, or take it away, as long as no other run can have it."""
+        if self._stream.closed:
+            return
+        empty = self._made and self._plain and not os.fstat(self._stream.fileno()).st_size
+        if os.name != "posix":  # where what is open cannot be taken away
+            self._stream.close()
+        if empty and (self._stream.closed or self._is_still_there(self._stream)):
+            self.path.unlink(missing_ok=True)
         self._stream.close()
-        if self._made and self.path.is_file() and not self.path.stat().st_size:
-            self.path.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +139,8 @@ class LineFile(ABC):
                 )
             if self._is_still_there(stream):
                 return stream
-            stream.close()  # the run before put another file in its place in between
+            stream.close()  # the run before put another file in its place in between, or took it away
+            self._made = _mode(self.path) is None
 
     def _is_still_there(self, stream: IO[bytes]) -> bool:
         try:
@@ -169,6 +176,14 @@ class LineFile(ABC):
             f"{self.path}: line {number} is no {self.what}; nothing is written to this file",
             hint="give a new file to -o, or the one that an earlier run wrote",
         )
+
+
+def _mode(path: Path) -> int | None:
+    """What kind of file there is; None without one."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
 
 
 def lock(stream: IO[bytes]) -> bool:

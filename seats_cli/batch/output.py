@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
 from seats_cli.batch.lines import LineFile
-from seats_cli.batch.records import COLUMNS, SCHEMA_VERSION, Record
+from seats_cli.batch.records import COLUMNS, SCHEMA_VERSION, Record, Subject, subject_of
 from seats_cli.batch.resume import in_order
 
 FORMS = ("jsonl", "csv", "text", "text with questions")
@@ -73,8 +73,8 @@ def as_csv(record: Record) -> str:
     """A record as a row: a column for each key, with a dot for those inside; warnings a line each."""
     row = io.StringIO()
     cells = ["\n".join(v) if isinstance(v, list) else v for v in (_at(record, name) for name in COLUMNS)]
-    csv.writer(row, lineterminator="\n").writerow(cells)
-    return row.getvalue()
+    csv.writer(row, lineterminator="\r\n").writerow(cells)  # cells with one of the two are quoted
+    return row.getvalue().removesuffix("\r\n") + "\n"
 
 
 def as_text(record: Record) -> str:
@@ -123,6 +123,7 @@ class AnswerFile(LineFile):
         """See LineFile."""
         self.known: dict[str, bool] = {}
         self.keys: list[str | None] = []
+        self._failed: dict[str, Subject] = {}
         super().__init__(path, warn=warn, again=again, overwrite=overwrite)
 
     def append(self, record: Record) -> None:
@@ -135,16 +136,25 @@ class AnswerFile(LineFile):
     def written(self, record: Record) -> bytes:
         """A record in this file's form."""
 
-    def remember(self, key: str | None, ok: bool = False) -> bool:
+    def remember(self, key: str | None, record: Mapping[str, Any] | None = None, *, ok: bool = False) -> bool:
         """Note the next line; always true."""
         self.keys.append(key)
         if key is not None:
             self.known[key] = ok
+            self._failed.pop(key, None)
+            if not ok and record is not None:
+                self._failed[key] = subject_of(record)
         return True
 
-    def forget_failures(self, wanted: Sequence[str]) -> int:
-        """Take out the failures among these keys, so that they are run again; how many there were."""
-        failed = {key for key in wanted if self.known.get(key) is False}
+    def forget_failures(self, wanted: Mapping[str, Subject]) -> int:
+        """Take out the failures of these keys, so that they are run again, and those of the same subjects
+        under other keys: of a file as it was before it was mended. How many there were."""
+        subjects = set(wanted.values())
+        failed = {
+            key
+            for key, ok in self.known.items()
+            if not ok and (key in wanted or self._failed.get(key) in subjects)
+        }
         if failed:
             kept = [key for key in self.keys if key not in failed]
             self.rewrite(
@@ -160,6 +170,7 @@ class AnswerFile(LineFile):
         order = in_order(self.keys, wanted)
         if order is not None:
             lines = list(self.records())
+            assert len(lines) == len(self.keys)  # or one would be lost
             self.rewrite(lines[place] for place in order)
             self.keys = [self.keys[place] for place in order]
         return order is not None
@@ -184,7 +195,7 @@ class JsonLines(AnswerFile):
             return False
         if not isinstance(value, dict) or not isinstance(value.get("key"), str):
             return False
-        return isinstance(value.get("ok"), bool) and self.remember(value["key"], value["ok"])
+        return isinstance(value.get("ok"), bool) and self.remember(value["key"], value, ok=value["ok"])
 
     def may_be_cut(self, text: bytes) -> bool:
         """Every line begins alike."""
@@ -226,9 +237,12 @@ class CsvLines(AnswerFile):
         return record.endswith(b"\n") and record.count(b'"') % 2 == 0
 
     def take_in(self, record: bytes, number: int) -> bool:
-        """The heading, or a row of as many cells, whole."""
+        """The heading, or a row of as many cells, whole; blank lines are left alone."""
         if number == 1:
             return record == CSV_HEAD.encode() and self.remember(None)
+        if not record.strip():
+            return self.remember(None)
+        csv.field_size_limit(max(csv.field_size_limit(), len(record)))  # what was written can be read
         try:
             cells = next(csv.reader([record.decode()], strict=True), [])
         except (csv.Error, ValueError):
@@ -236,7 +250,7 @@ class CsvLines(AnswerFile):
         if len(cells) != len(COLUMNS) or not record.endswith(b"\n"):
             return False
         named = dict(zip(COLUMNS, cells, strict=True))
-        return self.remember(named["key"], named["ok"] == "True")
+        return self.remember(named["key"], named, ok=named["ok"] == "True")
 
     def may_be_cut(self, text: bytes) -> bool:
         """The heading comes first."""

@@ -3,6 +3,7 @@ as long as a prefill is launched."""
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -25,6 +26,7 @@ class PrefilledAhead:
         self._arrivals, self._device, self._ahead = arrivals, device, ahead
         self._changed = threading.Condition()
         self._ready: deque[Arrival | BaseException] = deque()
+        self._prefilling = False  # the thread holds memory that nobody has taken
         self._over = False  # the thread makes nothing more
         self._stopped = self._held = False
         self.ended = False  # nothing more will come
@@ -32,36 +34,36 @@ class PrefilledAhead:
         self._thread.start()
 
     def take(self, *, wait: bool = True) -> Arrival | None:
-        """As `Arrivals.take`."""
+        """As `Arrivals.take`; after `hold` what comes is not `prefilled` yet."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._ready or self._over)
             arrival = self._ready.popleft() if self._ready else None
-            over = arrival is None and self._over  # seen together, or what comes in between would be lost
+            # Both are seen together, or what comes in between would be lost.
+            self.ended = isinstance(arrival, BaseException) or (arrival is None and self._over)
             self._changed.notify_all()
-        if over and self._held:
-            arrival = self._arrivals.take(wait=wait)
-        if over:
-            self.ended = self._arrivals.ended if self._held else True
         if isinstance(arrival, BaseException):
-            self.ended = True
             raise arrival
         if arrival is not None and arrival.run is not None:
             take_over((arrival.run.read.logits, *arrival.run.read.cache.tensors()), self._device)
         return arrival
 
-    def again(self, arrival: Arrival) -> Arrival:
-        """See `Arrivals.again`."""
-        return self._arrivals.again(arrival)
+    def prefilled(self, arrival: Arrival) -> Arrival:
+        """See `Arrivals.prefilled`."""
+        return self._arrivals.prefilled(arrival)
+
+    def anew(self, arrival: Arrival) -> Arrival:
+        """See `Arrivals.anew`."""
+        return self._arrivals.anew(arrival)
 
     def hold(self) -> bool:
         """See `Arrivals.hold`; waits for the prefill in the making, and lets go of all that wait."""
-        if self._held:
-            return False
         with self._changed:
+            if self._held:
+                return False
             self._held = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._over)
+            self._changed.wait_for(lambda: self._over or not self._prefilling)
             self._ready = deque(
                 replace(arrival, run=None) if isinstance(arrival, Arrival) else arrival
                 for arrival in self._ready
@@ -86,14 +88,8 @@ class PrefilledAhead:
         last: BaseException | None = None
         try:
             with own_stream(self._device) as done:
-                while self._has_room() and (arrival := self._arrivals.take()) is not None:
-                    try:
-                        done()
-                    except Exception as error:  # of the GPU, which tells late
-                        arrival = replace(arrival, run=None, error=error)
-                    if arrival.lacked_memory(arrival.error):  # beside others: its turn comes
-                        arrival, self._held = replace(arrival, error=None), True
-                    self._put(arrival)
+                while self._has_room() and self._pass_on(done):
+                    pass
         except Stopped:
             pass
         except BaseException as error:  # raised again in the thread that takes
@@ -101,17 +97,43 @@ class PrefilledAhead:
         with self._changed:
             if last is not None:
                 self._ready.append(last)
-            self._over = True
+            self._over, self._prefilling = True, False
             self._changed.notify_all()
 
+    def _pass_on(self, done: Callable[[], None]) -> bool:
+        """The next question; whether there was one. `done` waits for what was launched."""
+        arrival = self._arrivals.next()
+        if arrival is None:
+            return False
+        if self._may_prefill():
+            arrival = self._arrivals.prefilled(arrival)
+            try:
+                done()
+            except Exception as error:  # of the GPU, which tells late
+                arrival = replace(arrival, run=None, error=error)
+        self._put(arrival)
+        return True
+
     def _has_room(self) -> bool:
-        """Waits for room; whether anything more is wanted ahead."""
+        """Waits for room, holding nothing; whether anything more is wanted ahead."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._held or len(self._ready) < self._ahead)
-            return not (self._stopped or self._held)
+            self._prefilling = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._stopped or len(self._ready) < self._ahead)
+            return not self._stopped
+
+    def _may_prefill(self) -> bool:
+        """Whether memory may be taken; from here on somebody who holds waits for it."""
+        with self._changed:
+            self._prefilling = not self._held
+            return self._prefilling
 
     def _put(self, arrival: Arrival) -> None:
         with self._changed:
+            if arrival.lacked_memory(arrival.error):  # beside others: its turn comes
+                arrival, self._held = replace(arrival, error=None), True
+            if self._held:  # meanwhile
+                arrival = replace(arrival, run=None)
             if not self._stopped:
                 self._ready.append(arrival)
-                self._changed.notify_all()
+            self._changed.notify_all()

@@ -1,8 +1,11 @@
 """The clips after the one in hand are opened, decoded, resized and encoded meanwhile, by threads."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -10,13 +13,15 @@ from typing import TYPE_CHECKING, Self
 from seats_cli.batch.records import Asking
 from seats_cli.batch.sources import Item
 from seats_cli.batch.streams import own_stream, take_over
-from seats_cli.media import Opener
+from seats_cli.errors import DeviceError
+from seats_cli.media import DistantOpener
 
 if TYPE_CHECKING:
     from seats_cli.session import ReadClip, Session
 
 Clip = tuple[Item, ...]  # questions about one part of one file: one reading serves them all
-JOIN_S = 10.0  # how long a thread may take to notice that it is to end
+JOIN_S = 10.0  # how long threads may take to notice that they are to end
+_LOOK_S = 0.2  # how often one that waits looks whether it is to end
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,14 @@ class ClipReader:
         *,
         ahead: int = 1,
         readers: int = 1,
-        openers: Sequence[Opener] = (),
+        openers: Sequence[DistantOpener] = (),
     ) -> None:
         self._session, self._asking, self._listener = session, asking, listener
         self._clips = iter(clips)
         self._next = threading.Lock()  # held while a clip is chosen
+        self._choosing: threading.Thread | None = None  # who is waiting for the list of clips
+        self._reading = 0  # clips at this time
+        self._crowded = 0  # threads that wait to read, or read, with nobody beside them
         self._stopping = threading.Event()
         self._room = threading.Semaphore(ahead)
         self._changed = threading.Condition()
@@ -95,7 +103,7 @@ class ClipReader:
             return None
         if not self._threads:
             clip = next(self._clips, None)
-            found = None if clip is None else self._read(clip)
+            found = None if clip is None else self.read(clip)
             self.ended = found is None
             return found
         with self._changed:
@@ -130,44 +138,99 @@ class ClipReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the threads, in the middle of a clip if need be."""
+        """Ends the threads, in the middle of a clip if need be. One that waits for the list of clips, which
+        others write, is left behind: it reads nothing more."""
         self.stop()
         for _ in self._threads:
             self._room.release()
+        until = time.monotonic() + JOIN_S
         for thread in self._threads:
-            thread.join(JOIN_S)
+            while thread.is_alive() and thread is not self._choosing and time.monotonic() < until:
+                thread.join(_LOOK_S)
 
-    def _work(self, opener: Opener | None) -> None:
-        with own_stream(self._session.adapter.device) as done:
-            while True:
-                self._room.acquire()
-                try:
-                    number, clip = self._choose()
-                    if clip is None:
-                        return
-                    opened = self._read(clip, opener)
-                    try:
-                        done()
-                    except Exception as error:  # of the GPU, which tells late
-                        opened.read, opened.error = None, error
-                except Stopped:
-                    return
-                except BaseException as error:
-                    self._put(number, error)  # raised again in the thread that takes
-                    return
-                self._put(number, opened)
+    def _work(self, opener: DistantOpener | None) -> None:
+        try:
+            with own_stream(self._session.adapter.device) as done:
+                while self._one(opener, done):
+                    pass
+        except Stopped:
+            pass
+        except BaseException as error:  # of the stream: raised again in the thread that takes
+            with self._next:
+                self._put(self._given, error)
+                self._given += 1
+
+    def _one(self, opener: DistantOpener | None, done: Callable[[], None]) -> bool:
+        """Reads the next clip; whether there was one. `done` waits for what was launched."""
+        self._room.acquire()
+        number, clip = self._choose()
+        if clip is None:
+            return False
+        try:
+            opened = self._beside_others(clip, opener, done)
+        except Stopped:
+            raise
+        except BaseException as error:
+            self._put(number, error)  # raised again in the thread that takes
+            return False
+        self._put(number, opened)
+        return True
+
+    def _beside_others(self, clip: Clip, opener: DistantOpener | None, done: Callable[[], None]) -> Opened:
+        """A clip read while others are; where there is no memory for it, once more with nobody beside it."""
+        with self._turn(alone=False) as others:
+            opened = self._waited_for(clip, opener, done)
+        if isinstance(opened.error, DeviceError) and others:
+            opened = Opened(clip)  # what the error holds, if anything, is let go
+            with self._turn(alone=True):
+                opened = self._waited_for(clip, opener, done)
+        return opened
+
+    def _waited_for(self, clip: Clip, opener: DistantOpener | None, done: Callable[[], None]) -> Opened:
+        opened = self.read(clip, opener)
+        try:
+            done()
+        except Exception as error:  # of the GPU, which tells late
+            opened.read, opened.error = None, error
+        return opened
+
+    @contextmanager
+    def _turn(self, *, alone: bool) -> Iterator[bool]:
+        """Waits for a turn to read; the value says whether others may read meanwhile."""
+
+        def free() -> bool:
+            return self._stopping.is_set() or not (self._reading if alone else self._crowded)
+
+        with self._changed:
+            self._crowded += alone
+            self._changed.wait_for(free)
+            self._reading += 1
+        try:
+            self.check()
+            yield not alone and len(self._threads) > 1
+        finally:
+            with self._changed:
+                self._reading -= 1
+                self._crowded -= alone
+                self._changed.notify_all()
 
     def _choose(self) -> tuple[int, Clip | None]:
         """The next clip and its place; None where there are no more. One thread at a time."""
-        with self._next:
+        while not self._next.acquire(timeout=_LOOK_S):
+            self.check()
+        try:
             self.check()
             clip = None
             try:
                 if self._last is None:
+                    self._choosing = threading.current_thread()
                     clip = next(self._clips, None)
             except BaseException as error:  # the list of clips fails: nothing more comes, and this is why
                 self._put(self._given, error)
                 self._given += 1
+            finally:
+                self._choosing = None
+            self.check()
             number = self._given
             if clip is None:
                 with self._changed:
@@ -177,13 +240,16 @@ class ClipReader:
             else:
                 self._given += 1
             return number, clip
+        finally:
+            self._next.release()
 
     def _put(self, number: int, opened: Opened | BaseException) -> None:
         with self._changed:
             self._ready[number] = opened
             self._changed.notify_all()
 
-    def _read(self, clip: Clip, opener: Opener | None = None) -> Opened:
+    def read(self, clip: Clip, opener: DistantOpener | None = None) -> Opened:
+        """Reads a clip, in the thread that asks."""
         opened = Opened(clip)
         path = clip[0].path
 
@@ -193,7 +259,7 @@ class ClipReader:
 
         try:
             options = self._asking.options(clip[0])
-            elsewhere = {} if opener is None else {"opener": opener}
+            elsewhere = {} if opener is None else {"opener": partial(opener, check=self.check)}
             opened.read = self._session.read(path, options, on_stage=on_stage, warn=opened.warn, **elsewhere)
         except Exception as error:
             opened.error = error

@@ -45,6 +45,15 @@ COLUMNS = (  # of a record, in order; `tokens.video` is the key video of tokens
 )
 
 
+_SUBJECT = ("path", "question", "id", "start_s", "end_s", "model", "method", "ratio")
+Subject = tuple[str, ...]
+
+
+def subject_of(record: Mapping[str, Any]) -> Subject:
+    """What a record is about, whatever its file was like then; of a record, or a row of a CSV."""
+    return tuple("" if record.get(name) is None else str(record[name]) for name in _SUBJECT)
+
+
 @dataclass(frozen=True)
 class Asking:
     """How every question is asked, wherever that happens: it travels to other processes and hosts.
@@ -64,7 +73,12 @@ class Asking:
         options = AskOptions(**self.asked)
         if item.start_s is None and item.end_s is None:
             return options
-        return replace(options, start_s=item.start_s, end_s=item.end_s)
+        start_s = options.start_s if item.start_s is None else item.start_s
+        return replace(options, start_s=start_s, end_s=options.end_s if item.end_s is None else item.end_s)
+
+    def subject(self, item: Item) -> Subject:
+        """The `subject_of` a question's record."""
+        return subject_of(_record(item, self, ok=False, warnings=()))
 
     def on(self, **changes: Any) -> "Asking":
         """The same on another device, or loaded otherwise."""
@@ -122,12 +136,15 @@ def _record(item: Item, asking: Asking, *, ok: bool, warnings: Sequence[str], **
         "tokens": known.get("tokens"),
         "timing": known.get("timing"),
         "model": asking.model["model"],
-        "method": asking.asked.get("method", _default("method")),
-        "ratio": asking.asked.get("ratio", _default("ratio")),
+        "method": _asked(asking, "method"),
+        "ratio": _asked(asking, "ratio"),
     }
 
 
-def _default(name: str) -> Any:
+def _asked(asking: Asking, name: str) -> Any:
+    """An option, or its default, which takes heavy imports to know."""
+    if name in asking.asked:
+        return asking.asked[name]
     from seats_cli.session import AskOptions
 
     return next(option.default for option in fields(AskOptions) if option.name == name)

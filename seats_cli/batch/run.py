@@ -17,8 +17,9 @@ import torch
 from seats_cli.batch.reading import Clip, ClipReader, Listener, Opened
 from seats_cli.batch.records import Asking, Record, failure, success
 from seats_cli.batch.sources import Item
+from seats_cli.batch.streams import take_over
 from seats_cli.errors import DeviceError
-from seats_cli.media import Opener
+from seats_cli.media import DistantOpener
 from seats_cli.model.kernels import quick_attention
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Arrival:
     """A question on its way: prefilled up to its first token's logits (`run`), failed (`error`), or neither
-    yet, for which `Arrivals.again` is there.
+    yet, for which `Arrivals.prefilled` is there.
 
     clip:     what it is about; None once nothing more is asked of it
     warnings: what was lost of the clip, and said to this question
@@ -62,6 +63,11 @@ class Arrivals:
 
     def take(self, *, wait: bool = True) -> Arrival | None:
         """The next question; None where no clip is ready (without `wait`) or there are no more (`ended`)."""
+        arrival = self.next(wait=wait)
+        return None if arrival is None else self.prefilled(arrival)
+
+    def next(self, *, wait: bool = True) -> Arrival | None:
+        """The same, neither prefilled nor failed yet."""
         if not self._left:
             self._clip = self._reader.take(wait=wait)
             if self._clip is None:
@@ -72,13 +78,17 @@ class Arrivals:
         item = self._left.popleft()
         if not self._left:
             self._clip = None
-        return self._prefilled(item, clip)
+        return Arrival(item, clip)
 
-    def again(self, arrival: Arrival) -> Arrival:
-        """The same question, prefilled anew by the thread that asks: there was no memory for it, or for what
-        it had become."""
+    def prefilled(self, arrival: Arrival) -> Arrival:
+        """A question prefilled by the thread that asks; once more, if there was no memory for what it had
+        become."""
         assert arrival.clip is not None  # it has not joined the answers in the making
         return self._prefilled(arrival.item, arrival.clip)
+
+    def anew(self, arrival: Arrival) -> Arrival:
+        """A question prefilled from its file: nothing is left of what it had become."""
+        return self._prefilled(arrival.item, self._reader.read((arrival.item,)))
 
     def hold(self) -> bool:
         """Memory is short: from now on a question is prefilled when it is taken, not before. Whether that
@@ -88,6 +98,9 @@ class Arrivals:
     def _prefilled(self, item: Item, clip: Opened) -> Arrival:
         if clip.read is None:
             return Arrival(item, clip, error=clip.error, warnings=tuple(clip.warnings))
+        take_over(
+            clip.read.encoded, self._session.adapter.device
+        )  # of the first to ask, perhaps not the last
 
         def on_stage(stage: str, done: int, total: int) -> None:
             self._reader.check()
@@ -123,10 +136,11 @@ when it has none. An arrival without a run has failed already: it is yielded wit
 def one_by_one(session: "Session", arrivals: Arrivals, listener: Listener) -> Iterator[Outcome]:
     """The decoder that any other is held to: a question is answered before the next is prefilled."""
     while (arrival := arrivals.take()) is not None:
-        yield arrival, _answered(session, arrival, listener)
+        yield arrival, answer_of(session, arrival, listener)
 
 
-def _answered(session: "Session", arrival: Arrival, listener: Listener) -> "Answer | Exception":
+def answer_of(session: "Session", arrival: Arrival, listener: Listener) -> "Answer | Exception":
+    """What becomes of a question that is answered by itself."""
     if arrival.run is None:
         return arrival.error or RuntimeError("a question came neither prefilled nor failed")
     path = arrival.item.path
@@ -146,7 +160,7 @@ def run_batch(
     listener: Listener = Listener(),  # noqa: B008 - frozen
     ahead: int = 1,
     readers: int = 1,
-    openers: Sequence[Opener] = (),
+    openers: Sequence[DistantOpener] = (),
     decode: Decoder = one_by_one,
 ) -> Iterator[Record]:
     """A record for every question, as they are finished.

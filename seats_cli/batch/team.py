@@ -11,7 +11,7 @@ from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record, failure
 from seats_cli.batch.run import one_by_one, run_batch
 from seats_cli.batch.together import together
-from seats_cli.media import Opener
+from seats_cli.media import DistantOpener
 
 if TYPE_CHECKING:
     from seats_cli.session import Session
@@ -63,7 +63,7 @@ def answered(
     asking: Asking,
     pace: Pace,
     *,
-    openers: Sequence[Opener] | None = None,
+    openers: Sequence[DistantOpener] | None = None,
     listener: Listener = Listener(),  # noqa: B008 - frozen
 ) -> Iterator[Record]:
     """The records of `run_batch` at a pace. `openers`: of processes that are up already."""
@@ -85,7 +85,11 @@ def described(session: "Session", asking: Asking) -> dict[str, bool]:
     from seats_cli.session import AskOptions
 
     session.setup(AskOptions(**asking.asked))
-    return {"is_embedded": session.is_embedded, "random_weights": session.random_weights}
+    return {
+        "is_embedded": session.is_embedded,
+        "random_weights": session.random_weights,
+        "decodes_together": session.graph is not None,
+    }
 
 
 class AnsweringCrew(Crew[Clip, str]):
@@ -101,9 +105,7 @@ class AnsweringCrew(Crew[Clip, str]):
         pace: Pace = IN_THIS_PROCESS,
     ) -> None:
         """`devices`: one a worker; `pace`: of each."""
-        super().__init__(
-            devices, asking.model, Answering(asking, pace), warn=warn, log=log, depth=pace.in_hand
-        )
+        super().__init__(devices, asking.model, Answering(asking, pace), warn=warn, log=log)
 
     def answers(self, clips: Sequence[Clip], listener: Listener) -> Iterator[Record]:
         """A record for every question, as they are finished."""

@@ -8,10 +8,10 @@ import torch
 
 from seats_cli.batch.prefilling import PrefilledAhead
 from seats_cli.batch.reading import Listener
-from seats_cli.batch.run import Arrival, Arrivals, Decoder, Outcome, one_by_one
+from seats_cli.batch.run import Arrival, Arrivals, Decoder, Outcome, answer_of, one_by_one
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.memory import explained_memory
-from seats_cli.engine.together import DecodeTogether
+from seats_cli.engine.together import DecodeTogether, Sequence
 from seats_cli.errors import DeviceError
 from seats_cli.measure.clock import FIRST_TOKEN
 
@@ -44,19 +44,22 @@ class AnswersTogether:
             sequence = self._decoding.add(run.read, run.prompt.next_position, run.options.decoding)
         self._runs[id(sequence)] = run, run.clock.elapsed
 
-    def step(self) -> list[tuple["Run", "Answer"]]:
-        """One more token of every answer; returns those that ended. Raises DeviceError where memory runs
-        out, after which only `clear` makes sense."""
+    def step(self) -> list[tuple["Run", "Answer | Exception"]]:
+        """One more token of every answer; returns those that ended, or what went wrong at an end. Raises
+        DeviceError where memory runs out, after which only `clear` makes sense."""
         with torch.inference_mode(), explained_memory():
             ended = self._decoding.step()
             for run, _ in self._runs.values():
                 run.clock.mark(FIRST_TOKEN)
-            answers = []
-            for sequence in ended:
-                run, began = self._runs.pop(id(sequence))
-                run.clock.add("generate", run.clock.elapsed - began)
-                answers.append((run, self._session.answer(run, sequence)))
-            return answers
+            return [self._answer(sequence) for sequence in ended]
+
+    def _answer(self, sequence: "Sequence") -> tuple["Run", "Answer | Exception"]:
+        run, began = self._runs.pop(id(sequence))
+        run.clock.add("generate", run.clock.elapsed - began)
+        try:
+            return run, self._session.answer(run, sequence)
+        except Exception as error:  # the others go on
+            return run, error
 
     def clear(self) -> None:
         """Forget the answers that have not ended, and give their memory back."""
@@ -78,11 +81,13 @@ def together(slots: int, ahead: int = 0) -> Decoder:
             yield from one_by_one(session, arrivals, listener)
         elif ahead:
             with PrefilledAhead(arrivals, session.adapter.device, ahead=ahead) as prefilled:
-                yield from decode_all(session, prefilled)
+                yield from decode_all(session, prefilled, listener)
         else:
-            yield from decode_all(session, arrivals)
+            yield from decode_all(session, arrivals, listener)
 
-    def decode_all(session: "Session", arrivals: Arrivals | PrefilledAhead) -> Iterator[Outcome]:
+    def decode_all(
+        session: "Session", arrivals: Arrivals | PrefilledAhead, listener: Listener
+    ) -> Iterator[Outcome]:
         answers = AnswersTogether(session, slots)
         making: dict[int, Arrival] = {}
         waiting: Arrival | None = None  # there was no memory for it beside the others
@@ -94,28 +99,38 @@ def together(slots: int, ahead: int = 0) -> Decoder:
                 if arrival is None:
                     break
                 if arrival.run is None and (waited or arrival.error is None):
-                    arrival = arrivals.again(arrival)
+                    arrival = arrivals.prefilled(arrival)
                 error = arrival.error
                 if arrival.run is not None:
                     try:
                         answers.add(arrival.run)
                         making[id(arrival.run)] = replace(arrival, clip=None)  # whose memory others may need
-                    except DeviceError as lack:
-                        error = lack
+                    except Exception as met:
+                        error = met
                 if error is None:
                     continue
                 if arrival.lacked_memory(error) and (arrivals.hold() or making):
-                    waiting, crowded = arrival, bool(making)
+                    waiting, crowded = replace(arrival, run=None), bool(making)
+                    arrival = None  # and what it had become
                 else:
                     yield arrival, error
+            ended, failed = [], None
             try:
                 ended = answers.step() if making else []
-            except Exception as error:  # where a step fails, it does for all that take part
+            except Exception as met:  # where a step fails, it does for all that take part
                 answers.clear()
-                lost, ended, crowded = list(making.values()), [], False
+                failed, crowded = met, False
+            if failed is not None:
+                lost = list(making.values())
                 making.clear()
+                if isinstance(failed, DeviceError):  # there may be memory for each by itself
+                    arrivals.hold()
                 for arrival in lost:
-                    yield arrival, error
+                    yield (
+                        (arrival, answer_of(session, arrivals.anew(arrival), listener))
+                        if isinstance(failed, DeviceError)
+                        else (arrival, failed)
+                    )
             for run, answer in ended:
                 crowded = False
                 yield making.pop(id(run)), answer

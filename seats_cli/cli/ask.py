@@ -116,6 +116,7 @@ def ask(
         manifest=manifest,
         questions=questions,
         shard=None if shard is None else many.parse_shard(shard),
+        output=output,
     )
     check(sources)
     opt.check_range(start, end)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from seats_cli.batch.output import AnswerFile, InOrder, Output, Stream, form_of, open_output
 from seats_cli.batch.resume import Left, by_clip, left_of, with_keys
-from seats_cli.batch.sources import Item, check_file
+from seats_cli.batch.sources import Item
 from seats_cli.cli import options as opt
+from seats_cli.cli.ask_run import problem_of
 from seats_cli.cli.batch_screen import BatchScreen
 from seats_cli.cli.console import Terminal
 from seats_cli.cli.eval_screen import counted
@@ -23,7 +24,7 @@ from seats_cli.cli.loading import (
     quieten_libraries,
     say_whose_answers,
 )
-from seats_cli.errors import DeviceError, MediaError, SeatsError, UsageError
+from seats_cli.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from seats_cli.batch.decoders import Pace
@@ -57,10 +58,6 @@ class BatchRequest:
     ray_address: str | None = None
 
 
-class _Enough(Exception):
-    """The first failure of a run with --fail-fast."""
-
-
 def run_many(terminal: Terminal, request: BatchRequest) -> int:
     """Ask what has no record yet, write records as they come, say what came of it. Returns the exit code."""
     check_output(request)
@@ -69,8 +66,11 @@ def run_many(terminal: Terminal, request: BatchRequest) -> int:
     with ExitStack() as stack:
         stack.enter_context(ended_like_ctrl_c())
         output = stack.enter_context(_opened(terminal, request))
+        if isinstance(output, AnswerFile):
+            stack.enter_context(terminal.before_leaving(output.close))
         if request.retry_failed and isinstance(output, AnswerFile):
-            output.forget_failures(wanted)
+            asking = _asking(request)
+            output.forget_failures({item.key: asking.subject(item) for item in items})
         if not items:
             terminal.note("no file falls into this shard")
             if isinstance(output, AnswerFile):
@@ -108,13 +108,12 @@ def check_output(request: BatchRequest) -> None:
 def _ask_all(
     terminal: Terminal, request: BatchRequest, items: Sequence[Item], output: Output, screen: BatchScreen
 ) -> int | None:
-    """Every item's record to the output; the exit code where the run ended early, None at its end."""
+    """Every item's record to the output, what was finished also where the run ends early; the exit code then,
+    None at its end."""
 
     def write(record: "Record") -> None:
         output.append(record)
         screen.record(record)
-        if request.fail_fast and not record["ok"]:
-            raise _Enough
 
     order = InOrder([item.key for item in items], write)
     put = write if request.unordered else order.put
@@ -122,14 +121,16 @@ def _ask_all(
         with closing(_records(terminal, request, items, screen)) as records:
             for record in records:
                 put(record)
-    except _Enough:
-        return 1
-    except (KeyboardInterrupt, SeatsError) as ended:
+                if request.fail_fast and not record["ok"]:
+                    order.flush()
+                    return 1
+    except KeyboardInterrupt:
         if request.output is not None:
             order.flush()
-        if isinstance(ended, SeatsError):
-            raise
         return opt.INTERRUPTED
+    except Exception:
+        order.flush()
+        raise
     return None
 
 
@@ -137,7 +138,7 @@ def _records(
     terminal: Terminal, request: BatchRequest, items: Sequence[Item], screen: BatchScreen
 ) -> Generator["Record", None, None]:
     """The records of all items, as they are finished. Where no file can be opened no model is loaded."""
-    problems = {path: problem for path in {item.path for item in items} if (problem := _problem_of(path))}
+    problems = {path: problem for path in {item.path for item in items} if (problem := problem_of(path))}
     if problems:
         from seats_cli.batch.records import failure
 
@@ -178,12 +179,8 @@ def alone(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitSt
     from seats_cli.batch.team import answered, described
 
     stack.enter_context(one_core_each(session.adapter.device))
-    if request.batch_size is not None and pace.slots > 1 and session.graph is None:
-        terminal.warn(
-            f"--batch-size {pace.slots} has no effect: answers are decoded together in a CUDA graph only"
-        )
     asking = _asking(request)
-    say_whose_answers(terminal, **described(session, asking))
+    _say_what_is_asked(terminal, request, described(session, asking))
     return lambda clips, screen: answered(
         session, clips, asking, pace, openers=openers, listener=Listener(stage=screen.stage)
     )
@@ -212,9 +209,19 @@ def gather(terminal: Terminal, request: BatchRequest, n_clips: int, stack: ExitS
         terminal.warn(f"no GPU has room for a model of its own: {error} Going on in one process.")
         return alone(terminal, request, n_clips, stack)
     stack.enter_context(crew)
-    say_whose_answers(terminal, **crew.described)
+    _say_what_is_asked(terminal, request, crew.described)
     warn = _warner(terminal)
     return lambda clips, screen: crew.answers(clips, Listener(stage=screen.stage, warn=warn))
+
+
+def _say_what_is_asked(terminal: Terminal, request: BatchRequest, model: Mapping[str, bool]) -> None:
+    """`model`: see `team.described`."""
+    if (request.batch_size or 1) > 1 and not model["decodes_together"]:
+        terminal.warn(
+            f"--batch-size {request.batch_size} has no effect: "
+            "answers are decoded together in a CUDA graph only"
+        )
+    say_whose_answers(terminal, is_embedded=model["is_embedded"], random_weights=model["random_weights"])
 
 
 def gather_by_ray(terminal: Terminal, request: BatchRequest, stack: ExitStack) -> Answers:
@@ -278,14 +285,6 @@ def _asking(request: BatchRequest) -> "Asking":
     from seats_cli.batch.records import Asking
 
     return Asking(request.model, request.asked, request.limits)
-
-
-def _problem_of(path: str) -> MediaError | None:
-    try:
-        check_file(path)
-    except MediaError as error:
-        return error
-    return None
 
 
 # ---- the output -------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ class Sources:
     manifest: Path | None = None
     questions: Path | None = None
     shard: tuple[int, int] | None = None
+    output: Path | None = None  # which a folder that it lies in does not stand for
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -102,6 +103,9 @@ def files_of(terminal: Terminal, sources: Sources) -> list[str]:
             found += _listed(name, null=sources.null)
         elif os.path.isdir(name):
             inside = files_in(name, recursive=sources.recursive, globs=sources.globs)
+            if sources.output is not None:
+                output = os.path.realpath(sources.output)
+                inside = [path for path in inside if os.path.realpath(path) != output]
             if not inside:
                 empty.append(nothing_in(name, recursive=sources.recursive, globs=sources.globs))
             found += inside

@@ -52,6 +52,7 @@ class Terminal:
         self.quiet = False
         self.verbose = False
         self.debug = False
+        self._before_leaving: list[Callable[[], None]] = []
         self.subject: str | None = (
             None  # the file in hand, where there are several: notes and warnings name it
         )
@@ -240,6 +241,21 @@ class Terminal:
             yield draw
         finally:
             self.stop_progress()
+
+    @contextmanager
+    def before_leaving(self, act: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, `act` is done before the process is ended without a way back."""
+        self._before_leaving.append(act)
+        try:
+            yield
+        finally:
+            self._before_leaving.remove(act)
+
+    def leave(self) -> None:
+        """Everything that was given to `before_leaving`, and no bar on the screen any more."""
+        self.stop_progress()
+        for act in self._before_leaving[::-1]:
+            act()
 
     def stop_progress(self) -> None:
         """Take the bars off the screen; idempotent."""

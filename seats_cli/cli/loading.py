@@ -58,10 +58,10 @@ def say_whose_answers(terminal: Terminal, *, is_embedded: bool, random_weights: 
 def leaving_at_once(terminal: Terminal) -> Iterator[None]:
     """Ctrl-C ends the process then and there: an exception inside a library's native start-up can abort it.
 
-    Nothing has been answered or opened yet, so there is nothing to keep."""
+    What has to be done before that has been given to `Terminal.before_leaving`."""
 
     def leave(*_: object) -> None:
-        terminal.stop_progress()
+        terminal.leave()
         terminal.note("interrupted")
         terminal.err.flush()
         os._exit(opt.INTERRUPTED)

@@ -78,8 +78,7 @@ class Attempt:
             self._cache.clear()
         if self._graph is not None:
             self._graph.release()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _give_back_cached()
         room = free_bytes(adapter.device)
         if self.asked is None or room is None or not adapter.on_one_device:
             return self.stage, None
@@ -90,9 +89,7 @@ class Attempt:
 
 def _out_of_memory(error: BaseException, advise: Advice | None) -> DeviceError:
     _forget(error)
-    if torch.cuda.is_available():
-        with suppress(RuntimeError):  # PyTorch refuses while another thread records a graph
-            torch.cuda.empty_cache()
+    _give_back_cached()
     stage, hint = advise() if advise is not None else ("", None)
     where = f" {stage}" if stage else ""
     first_line = str(error).split("\n")[0]
@@ -100,6 +97,12 @@ def _out_of_memory(error: BaseException, advise: Advice | None) -> DeviceError:
         f"out of memory{where}: {first_line}" if first_line else f"out of memory{where}",
         hint=hint or GENERAL_ADVICE,
     )
+
+
+def _give_back_cached() -> None:
+    if torch.cuda.is_available():
+        with suppress(RuntimeError):  # PyTorch refuses while another thread records a graph
+            torch.cuda.empty_cache()
 
 
 def _forget(error: BaseException) -> None:

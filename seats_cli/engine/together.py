@@ -62,9 +62,13 @@ class DecodeTogether:
         if not self.free:
             raise ValueError(f"all {self._decoder.slots} slots are taken")
         slot = min(set(range(self._decoder.slots)) - set(self._open))
-        self._decoder.begin(prefilled.cache, next_position, options.max_new_tokens, slot)
-        choose = TokenSampler(options, prefilled.logits.device)
-        self._tokens[slot] = choose(prefilled.logits)[0]
+        try:
+            self._decoder.begin(prefilled.cache, next_position, options.max_new_tokens, slot)
+            choose = TokenSampler(options, prefilled.logits.device)
+            self._tokens[slot] = choose(prefilled.logits)[0]
+        except BaseException:
+            self._decoder.retire(slot)  # half begun, it would run on
+            raise
         sequence = Sequence(options)
         self._open[slot] = _Slot(sequence, choose)
         return sequence

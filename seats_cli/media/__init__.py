@@ -4,7 +4,7 @@ from .audio import SAMPLE_RATE
 from .clip import Clip, MediaInfo, open_clip
 from .limits import NO_LIMITS, Limits
 from .nvdec import VideoDecoding, check_hwaccel, choose_decoding
-from .opening import OpenedClip, Opener
+from .opening import DistantOpener, OpenedClip, Opener
 from .process import DecoderProcess
 from .sampling import Sampling, parse_time
 from .video import MediaWindow
@@ -14,6 +14,7 @@ __all__ = [
     "SAMPLE_RATE",
     "Clip",
     "DecoderProcess",
+    "DistantOpener",
     "Limits",
     "MediaInfo",
     "MediaWindow",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -56,4 +56,20 @@ class Opener(Protocol):
         warn: Warn,
         decoding: VideoDecoding,
         limits: Limits | None,
+    ) -> OpenedClip: ...
+
+
+class DistantOpener(Protocol):
+    """An `Opener` that waits for another process: `check` is called now and then meanwhile, while the clip is
+    read too, and what it raises ends the waiting."""
+
+    def __call__(
+        self,
+        path: str | os.PathLike[str],
+        sampling: Sampling | None = None,
+        *,
+        warn: Warn,
+        decoding: VideoDecoding,
+        limits: Limits | None,
+        check: Callable[[], None],
     ) -> OpenedClip: ...

@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import fields, replace
 from multiprocessing import Pipe
@@ -82,10 +83,11 @@ class DecoderProcess:
         warn: Warn,
         decoding: VideoDecoding = ON_CPU,
         limits: Limits | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> ProcessClip:
         """`open_clip` in the process: the same clip, the same warnings, the same errors, and two more:
         MediaError where the process dies of the file, MediaLimit where it gets no further for
-        `limits.stall_s`. Closes the clip before."""
+        `limits.stall_s`. `check`: see `DistantOpener`. Closes the clip before."""
         if self._process is None:
             raise ValueError("the decoder is closed")
         if self._open is not None:
@@ -95,7 +97,7 @@ class DecoderProcess:
             self._process = _Process()
         limits = limits or Limits()
         folder = None if os.path.isabs(path) else os.getcwd()
-        desk = _Desk(self._process, os.fspath(path), limits.stall_s)
+        desk = _Desk(self._process, os.fspath(path), limits.stall_s, check)
         decoding = replace(decoding, threads=decoding.threads or self._threads)
         facts = desk.ask("open", warn, folder, desk.path, sampling or Sampling(), decoding, limits)
         self._open = ProcessClip(desk, facts, warn)
@@ -179,8 +181,10 @@ class ProcessClip:
 class _Desk:
     """One opened file's side of a process."""
 
-    def __init__(self, process: _Process, path: str, stall_s: float | None) -> None:
-        self.process, self.path, self.stall_s = process, path, stall_s
+    def __init__(
+        self, process: _Process, path: str, stall_s: float | None, check: Callable[[], None]
+    ) -> None:
+        self.process, self.path, self.stall_s, self.check = process, path, stall_s, check
 
     def ask(self, command: str, warn: Warn, *values: Any) -> Any:
         """What a command gives. Raises what it raises there."""
@@ -228,7 +232,7 @@ class _Process:
         self.commands = links[0][0]
         self.video, self.audio = _Lane(links[1][0]), _Lane(links[2][0])
         self._ready = False
-        self._fate: SeatsError | None = None  # why this process has killed it
+        self._fate: str | None = None  # why this process has killed it, if the file is to blame
 
     @property
     def pid(self) -> int:
@@ -247,8 +251,11 @@ class _Process:
     def wait_until_ready(self, desk: _Desk) -> None:
         """Waits for the end of its imports, which give no sign of life."""
         if not self._ready:
-            if not self.commands.poll(_START_S):
-                raise SeatsError(f"no decoder process has started within {_START_S:g} s", hint=_HERE)
+            until = time.monotonic() + _START_S
+            while not self.commands.poll(_SLICE_S):
+                desk.check()
+                if time.monotonic() > until:
+                    raise SeatsError(f"no decoder process has started within {_START_S:g} s", hint=_HERE)
             with _told_of_death(self, desk):
                 self.commands.recv()
             self._ready = True
@@ -264,22 +271,20 @@ class _Process:
         waited_s, seen = 0.0, self._beat.count
         with _told_of_death(self, desk):
             while not link.poll(slice_s):
+                desk.check()
                 waited_s += slice_s  # and no clock, which goes on while a stopped process does not
                 if self._beat.count != seen:
                     waited_s, seen = 0.0, self._beat.count
                 elif desk.stall_s is not None and waited_s >= desk.stall_s:
-                    self._fate = MediaLimit(
-                        f"{desk.path}: the decoder got no further for {desk.stall_s:g} s",
-                        hint="leave the file out, or give it longer: --limits stall=...",
-                    )
+                    self._fate = f"{desk.path}: the decoder got no further for {desk.stall_s:g} s"
                     self.kill()
-                    raise self._fate
+                    raise self.death(desk)
             return link.recv()
 
     def death(self, desk: _Desk) -> SeatsError:
         """What its end means for the file that it had open."""
         if self._fate is not None:
-            return self._fate
+            return MediaLimit(self._fate, hint="leave the file out, or give it longer: --limits stall=...")
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE_S)
         code = self._process.poll()
@@ -296,8 +301,28 @@ class _Process:
 def _told_of_death(process: _Process, desk: _Desk) -> Iterator[None]:
     try:
         yield
-    except (EOFError, OSError):
+    except (EOFError, ConnectionError):
         raise process.death(desk) from None
+
+
+def _shared(slots: int, slot_bytes: int) -> tuple[int, Lender]:
+    """New memory for a ring: a descriptor to hand over, and this side of it."""
+    try:
+        new = new_memory(slots * slot_bytes)
+    except OSError as error:
+        raise _no_memory(slots * slot_bytes, error) from None
+    try:
+        return new, Lender(os.dup(new), slots, slot_bytes)
+    except OSError as error:
+        os.close(new)
+        raise _no_memory(slots * slot_bytes, error) from None
+
+
+def _no_memory(n_bytes: int, error: OSError) -> SeatsError:
+    return SeatsError(
+        f"no memory to share with a decoder, {n_bytes:,} bytes: {error.strerror}",
+        hint="fewer --readers, or more open files (ulimit -n) or shared memory",
+    )
 
 
 class _Lane:
@@ -351,18 +376,18 @@ class _Lane:
         self.stop()
         slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         shape = (slots_for(slot_bytes), slot_bytes)
-        with _told_of_death(desk.process, desk):
-            if self._ring is not None and (self._ring.slots, self._ring.slot_bytes) == shape:
-                new, ring = None, self._ring
+        if self._ring is not None and (self._ring.slots, self._ring.slot_bytes) == shape:
+            ring = self._ring
+            with _told_of_death(desk.process, desk):
                 self._say("begin", size, None)
-            else:
-                new = new_memory(shape[0] * shape[1])
-                ring = Lender(os.dup(new), *shape)
-                try:
+        else:
+            new, ring = _shared(*shape)
+            try:
+                with _told_of_death(desk.process, desk):
                     self._say("begin", size, shape)
                     send_handle(self._link, new, desk.process.pid)
-                finally:
-                    os.close(new)
+            finally:
+                os.close(new)
         self._number += 1
         self._running = True
         while (message := desk.process.receive(self._link, desk))[0] != "began":  # what is left of others

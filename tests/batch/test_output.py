@@ -21,7 +21,7 @@ from seats_cli.batch.resume import in_order
 from seats_cli.batch.sources import Item
 from seats_cli.errors import MediaError, UsageError
 
-ANSWERS = ("a star", 'two\nlines, "quoted"', "naïve ☃", "", "\r\n,", '"', "x" * 300)
+ANSWERS = ("a star", 'two\nlines, "quoted"', "naïve ☃", "", "\r\n,", "a\rb", '"', "x" * 300, "y" * 140_000)
 
 
 def record(key: str, answer: str | None = None, path: str = "clips/a.mp4") -> Record:
@@ -37,8 +37,9 @@ def record(key: str, answer: str | None = None, path: str = "clips/a.mp4") -> Re
 def rows(path: Path) -> list[dict[str, Any]]:
     """What a reader of the file finds."""
     if path.suffix == ".csv":
+        csv.field_size_limit(10**6)
         return list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline="")))
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 class Warnings(list[str]):
@@ -99,6 +100,56 @@ def test_wherever_a_record_was_cut_off_the_rest_is_kept(tmp_path: Path, form: st
         assert path.read_bytes() == whole, length
         assert ("a" in known) == (length >= start - (form == "jsonl")), length
         assert len(warned) <= 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blank_lines_move_nothing(tmp_path: Path, form: str, warned: Warnings) -> None:
+    path = tmp_path / f"a.{form}"
+    with open_output(path, form, warn=warned) as file:
+        for key in "ba":
+            file.append(record(key, "yes"))
+        file.append(record("c"))
+    lines_there = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines_there[:1], "\n", *lines_there[1:]]))
+    with open_output(path, form, warn=warned) as file:
+        assert file.put_in_order(["a", "b", "c"])
+        assert file.forget_failures({"c": ()}) == 1
+    assert [row["key"] for row in rows(path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_failures_of_a_file_that_was_mended_are_forgotten(
+    tmp_path: Path, form: str, warned: Warnings
+) -> None:
+    """Their keys are others; other questions' failures and answers stay."""
+    path = tmp_path / f"a.{form}"
+    asked = Item("clips/a.mp4", "what\nis it?", key="now")
+    with open_output(path, form, warn=warned) as file:
+        file.append(record("before"))
+        file.append(record("answered before", "yes"))
+        file.append(record("another file", path="clips/b.mp4"))
+    with open_output(path, form, warn=warned) as file:
+        assert file.forget_failures({"now": Asking().subject(asked)}) == 1
+        assert list(file.known) == ["answered before", "another file"]
+    assert [row["key"] for row in rows(path)] == ["answered before", "another file"]
+
+
+def test_an_empty_file_is_taken_away_while_nobody_else_can_have_it(
+    tmp_path: Path, warned: Warnings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, unlink, tried = tmp_path / "a.jsonl", Path.unlink, []
+
+    def watched(self: Path, **options: Any) -> None:
+        with pytest.raises(UsageError, match="another run"):
+            open_output(path, "jsonl", warn=warned)
+        tried.append(1)
+        unlink(self, **options)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    with open_output(path, "jsonl", warn=warned):
+        pass
+    assert tried == [1]
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -187,7 +238,7 @@ def test_failures_are_forgotten_and_nothing_else(tmp_path: Path, form: str, warn
             file.append(record(key, answer))
     os.chmod(path, 0o640)
     with open_output(link, form, warn=warned) as file:
-        assert file.forget_failures(["a", "b"]) == 1
+        assert file.forget_failures({"a": (), "b": ()}) == 1
         assert file.known == {"a": True, "c": False, "d": True}
         file.append(record("b", "three"))
         assert file.put_in_order(["a", "b", "d"])

@@ -14,7 +14,7 @@ from seats_cli.batch.reading import Clip, ClipReader, Listener
 from seats_cli.batch.records import Asking, Record
 from seats_cli.batch.run import Arrivals, Outcome, run_batch
 from seats_cli.batch.sources import Item
-from seats_cli.errors import MediaError
+from seats_cli.errors import DeviceError, MediaError
 from seats_cli.session import ModelOptions, Session
 
 ASKING = Asking({"model": "tiny"}, {"max_new_tokens": 4, "ratio": 0.3})
@@ -176,6 +176,108 @@ def test_a_run_that_is_closed_ends_its_thread_in_the_middle_of_a_clip() -> None:
     assert begun.wait(5)
     records.close()  # type: ignore[attr-defined]
     assert [thread for thread in threading.enumerate() if thread.name == "seats-read-clips"] == []
+
+
+class Reads:
+    """A session that reads at once, as far as told."""
+
+    adapter = SimpleNamespace(device=torch.device("cpu"))
+
+    def __init__(self, read: Any = lambda: None) -> None:
+        self._read = read
+
+    def read(self, *_: Any, **options: Any) -> Any:
+        return self._read()
+
+
+def test_a_run_that_ends_waits_for_no_clip_that_others_would_send() -> None:
+    never = threading.Event()
+
+    def handed() -> Iterator[Clip]:
+        yield from named("a")
+        never.wait()
+
+    began = time.monotonic()
+    with ClipReader(Reads(), handed(), ASKING, Listener(), ahead=5, readers=3) as reader:  # type: ignore[arg-type]
+        assert reader.take() is not None
+        time.sleep(0.2)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    never.set()
+
+
+def test_threads_that_do_not_end_are_given_one_time_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    from seats_cli.batch import reading
+
+    monkeypatch.setattr(reading, "JOIN_S", 1.0)
+    go_on = threading.Event()
+    clips = named("a", "b", "c", "d")
+    with ClipReader(
+        Reads(lambda: go_on.wait(30)),  # type: ignore[arg-type]
+        clips,
+        ASKING,
+        Listener(),
+        ahead=4,
+        readers=4,
+    ):
+        began = time.monotonic()
+    assert 0.5 < time.monotonic() - began < 3
+    go_on.set()
+
+
+def test_a_clip_that_has_no_room_beside_others_is_read_by_itself() -> None:
+    at_work, most, lock = [0], [0], threading.Lock()
+
+    def read() -> None:
+        with lock:
+            at_work[0] += 1
+            most[0] = max(most[0], at_work[0])
+            crowded = at_work[0] > 1
+        time.sleep(0.1)
+        with lock:
+            crowded |= at_work[0] > 1
+            at_work[0] -= 1
+        if crowded:
+            raise DeviceError("out of memory")
+
+    clips = named(*"abcdefgh")
+    with ClipReader(Reads(read), clips, ASKING, Listener(), ahead=6, readers=4) as reader:  # type: ignore[arg-type]
+        found = [reader.take() for _ in clips]
+    assert [opened.items[0].key for opened in found if opened] == list("abcdefgh")
+    assert [opened.error for opened in found if opened] == [None] * 8
+    assert most[0] > 1  # or nothing was tried
+
+
+def test_a_lack_of_memory_by_itself_is_the_clip_s() -> None:
+    def read() -> None:
+        raise DeviceError("out of memory")
+
+    clips = named("a", "b", "c")
+    with ClipReader(Reads(read), clips, ASKING, Listener(), ahead=3, readers=3) as reader:  # type: ignore[arg-type]
+        found = [reader.take() for _ in clips]
+    assert all(opened is not None and isinstance(opened.error, DeviceError) for opened in found)
+
+
+def test_a_reader_without_a_stream_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from seats_cli.batch import reading
+
+    def broken(_: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(reading, "own_stream", broken)
+    with (
+        ClipReader(Reads(), named("a"), ASKING, Listener()) as reader,  # type: ignore[arg-type]
+        pytest.raises(RuntimeError, match="CUDA error"),
+    ):
+        reader.take()
+
+
+def test_a_row_s_range_leaves_the_call_s_where_it_has_none() -> None:
+    asking = Asking({"model": "tiny"}, {"start_s": 2.0, "end_s": 9.0})
+    options = asking.options(Item("a.mp4", "why?", end_s=3.0))
+    assert (options.start_s, options.end_s) == (2.0, 3.0)
+    options = asking.options(Item("a.mp4", "why?", start_s=5.0))
+    assert (options.start_s, options.end_s) == (5.0, 9.0)
 
 
 def test_what_goes_wrong_with_the_list_itself_is_raised() -> None:

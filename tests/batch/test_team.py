@@ -15,7 +15,8 @@ import torch
 from make_clips import pictures, tone, write_clip
 from seats_cli.batch import crew
 from seats_cli.batch import team as module
-from seats_cli.batch.crew import Handed
+from seats_cli.batch.crew import Handed, Worker, _Shift
+from seats_cli.batch.decoders import Pace
 from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record
 from seats_cli.batch.run import run_batch
@@ -85,7 +86,11 @@ def test_workers_find_what_one_session_finds_whoever_dies(
     warned: list[str] = []
     listener = Listener(warn=lambda message, path: warned.append(message))
     with AnsweringCrew(["cpu", "cpu"], asking, warn=warned.append, log=lambda _: None) as crew:
-        assert crew.described == {"is_embedded": False, "random_weights": False}
+        assert crew.described == {
+            "is_embedded": False,
+            "random_weights": False,
+            "decodes_together": False,
+        }
         found = timeless(crew.answers(clips, listener))
     assert multiprocessing.active_children() == []
     assert [record["key"] for record in found] == [record["key"] for record in plain]
@@ -105,6 +110,43 @@ def test_a_crew_may_be_asked_again(asking: Asking, clips: list[Clip], plain: lis
             found = timeless(crew.answers(part, Listener()))
             assert found == [record for record in plain if record["key"] in keys]
             assert all(not worker.hand for worker in crew._workers)
+
+
+def test_many_and_large_tasks_fill_no_pipe(asking: Asking, tmp_path: Path) -> None:
+    """A worker sent more than it asks for, that tells of more than is heard, would wait for ever."""
+    path = str(tmp_path / "none.mp4")
+    clips = [(Item(path, "why? " * 30_000, key=str(number)),) for number in range(20)]
+    pace = Pace(readers=0, slots=8)
+    with AnsweringCrew(["cpu"], asking, warn=pytest.fail, log=lambda _: None, pace=pace) as crew:
+        found = {record["key"] for record in crew.answers(clips, Listener())}
+    assert found == {str(number) for number in range(20)}
+
+
+def test_the_first_to_be_ready_leaves_the_others_their_share(asking: Asking) -> None:
+    class Sent:
+        """A worker's end of a pipe, of which nobody is at the other."""
+
+        def __init__(self) -> None:
+            self.tasks: list[int] = []
+
+        def send(self, message: Any) -> None:
+            self.tasks.append(message[0])
+
+    crew: Any = AnsweringCrew.__new__(AnsweringCrew)
+    ready, loading = (Worker("cpu", None, Sent()) for _ in range(2))  # type: ignore[arg-type]
+    crew._workers = [ready, loading]
+    work: Any = [(None, (number,)) for number in range(5)]
+    shift = _Shift(work, [list(jobs) for _, jobs in work], [4, 3, 2, 1, 0])
+    for _ in range(10):
+        ready.asks = True
+        crew._hand_out(shift)
+    assert ready.hand == [0, 1, 2]
+    loading.asks = True
+    crew._hand_out(shift)
+    assert loading.hand == [3]
+    crew._workers = [ready]  # the other has died
+    crew._hand_out(shift)
+    assert ready.hand == [0, 1, 2, 4]
 
 
 def test_what_is_wrong_for_every_file_is_said_once(asking: Asking, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,11 +110,52 @@ def test_records_are_not_written_over_what_they_are_made_from(run: Run, script: 
 
 def test_fail_fast_stops_at_the_first_failure(run: Run, script: Script, folder: Path) -> None:
     script.replies = {"b.mp4": MediaError("no frame decodes")}
-    (folder / "bb.mp4").touch()  # empty: known to fail before anything runs, told in its turn
     result = run("ask", "videos", "why?", "-o", "out.jsonl", "--fail-fast")
     assert result.exit_code == 1
     assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "b"]
-    assert "1 ok, 1 failed, 2 not asked" in result.stderr
+    assert "1 ok, 1 failed, 1 not asked" in result.stderr
+
+
+def test_fail_fast_needs_no_model_for_what_is_known_to_fail(run: Run, script: Script, folder: Path) -> None:
+    (folder / "bb.mp4").touch()
+    result = run("ask", "videos", "why?", "-o", "out.jsonl", "--fail-fast")
+    assert result.exit_code == 1
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["bb"]
+    assert "0 ok, 1 failed, 3 not asked" in result.stderr
+    assert script.opened == []
+
+
+def test_what_is_finished_is_written_where_a_run_breaks_off(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of its turn, since its turn does not come."""
+    from seats_cli.cli import batch_run
+
+    def broken(terminal: Any, request: Any, items: Any, screen: Any) -> Any:
+        from seats_cli.batch.records import failure
+
+        yield failure(items[2], batch_run._asking(request), MediaError("no frame"))
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(batch_run, "_records", broken)
+    assert run("ask", "videos", "why?", "-o", "out.jsonl").exit_code == 1
+    assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["c"]
+
+
+def test_an_end_without_a_way_back_leaves_no_empty_file(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while libraries are imported."""
+    from seats_cli.cli import batch_run
+
+    def leaving(terminal: Any, *_: Any) -> int:
+        assert Path("out.jsonl").exists()
+        terminal.leave()
+        assert not Path("out.jsonl").exists()
+        return 130
+
+    monkeypatch.setattr(batch_run, "_ask_all", leaving)
+    assert run("ask", "videos", "why?", "-o", "out.jsonl").exit_code == 130
 
 
 def test_the_retry_command_is_what_was_typed(

@@ -279,6 +279,42 @@ def test_a_decoder_that_hangs_is_ended(tmp_path: Path) -> None:
             assert clip.n_samples > 0
 
 
+def test_memory_that_cannot_be_had_is_no_crash_of_the_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    path = write_clip(tmp_path / "a.mp4", pictures(8))
+    with DecoderProcess() as process, process.open(path, warn=print) as clip:
+        pid = process.pid
+        monkeypatch.setattr("seats_cli.media.process.new_memory", none)
+        with pytest.raises(SeatsError, match=r"no memory to share.*Too many open files"):
+            next(clip.video_windows(4))
+        monkeypatch.undo()
+        assert sum(len(window.frames) for window in clip.video_windows(4)) == len(clip.frame_times_s)
+        assert process.pid == pid
+
+
+def test_whoever_waits_for_a_decoder_can_be_called_off(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", pictures(8))
+    over: list[int] = []
+
+    def check() -> None:
+        if over:
+            raise KeyboardInterrupt
+
+    with DecoderProcess() as process, process.open(path, warn=print, check=check) as clip:
+        os.kill(process.pid or 0, signal.SIGSTOP)
+        over.append(1)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            list(clip.video_windows(4))
+        with pytest.raises(KeyboardInterrupt):
+            process.open(path, warn=print, check=check)
+        assert time.monotonic() - began < 10
+
+
 def test_long_work_that_goes_on_is_no_hang(decoder: DecoderProcess, tmp_path: Path) -> None:
     """Opening decodes all the sound: longer than the limit, but step by step."""
     path = write_clip(tmp_path / "long.ts", None, audio=tone(100.0, channels=1))
