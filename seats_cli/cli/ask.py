@@ -212,7 +212,7 @@ def check_alone(name: str, batch: Sequence[str], sources: Sources) -> None:
     """Raise UsageError for what goes with one question about files only, where it is a batch."""
     if batch:
         raise UsageError(
-            f"{name} and {batch[0]} are two forms of output: choose one", hint="--jsonl for many"
+            f"{name} and {batch[0]} are two forms of output", hint=f"choose one: {batch[0]} for many"
         )
     for option in ("manifest", "questions", "shard"):
         if getattr(sources, option) is not None:

@@ -35,6 +35,7 @@ def answer_all(terminal: Terminal, request: Request) -> int:
     session = None
     if len(failures) < len(set(request.media)):  # else nothing needs the model, nor torch
         session = open_session(terminal, request.model, request.limits)
+        check_for_all(session, request.asked)
         say_whose_answers(terminal, is_embedded=session.is_embedded, random_weights=session.random_weights)
     results: list[dict[str, Any]] = []
     code = 0
@@ -59,6 +60,13 @@ def answer_all(terminal: Terminal, request: Request) -> int:
             whole = {"schema_version": opt.SCHEMA_VERSION, "results": results}
             terminal.document(whole if several else results[0])
     return code
+
+
+def check_for_all(session: "Session", asked: Mapping[str, Any]) -> None:
+    """Raise what is wrong with the options whatever the file, such as a preset made for another model."""
+    from seats_cli.session import AskOptions
+
+    session.setup(AskOptions(**asked))
 
 
 def problem_of(path: str) -> MediaError | None:

@@ -13,7 +13,7 @@ from seats_cli.cli import options as opt
 from seats_cli.cli.bench_tables import bench_head, bench_notes, bench_tables
 from seats_cli.cli.console import Terminal
 from seats_cli.cli.eval_screen import EvalTerminal
-from seats_cli.cli.loading import leaving_at_once, quieten_libraries
+from seats_cli.cli.loading import ended_like_ctrl_c, leaving_at_once, quieten_libraries
 from seats_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,10 +91,11 @@ def run_bench(terminal: EvalTerminal, request: BenchRequest) -> int:
             terminal.warn("random weights (--load-format dummy): costs are real, answers mean nothing")
         interrupted = False
         try:
-            measure(
-                bench, open_session, ModelOptions(**request.model), request.settings, options,
-                Watcher(progress, failed, lambda item: terminal.detail(item.name)),
-            )  # fmt: skip
+            with ended_like_ctrl_c():
+                measure(
+                    bench, open_session, ModelOptions(**request.model), request.settings, options,
+                    Watcher(progress, failed, lambda item: terminal.detail(item.name)),
+                )  # fmt: skip
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:

@@ -1,5 +1,6 @@
 """`seats plan [MEDIA]`: what an answer would take, before a model is loaded or even there."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,10 +130,15 @@ def plan(
         compile=compile, graphs=graphs,
     )  # fmt: skip
     pixels = None if size == "caps" else size
-    source = str(media) if seconds is None else clip_to_come(seconds, frames, pixels, fps, max_frames)
+    shorter = None
+    if seconds is not None:
+        shorter = partial(clip_to_come, frames=frames, size=pixels, fps=fps, max_frames=max_frames)
+    source = str(media) if seconds is None or shorter is None else shorter(seconds)
     place_bytes = None if memory is None else round(memory * 2**30)
     planner = Planner(options, place_bytes=place_bytes, log=terminal.detail)
-    found = document(planner, PlanRequest(source, question, asked), warn=terminal.warn)
+    found = document(planner, PlanRequest(source, question, asked, shorter), warn=terminal.warn)
+    for remedy in found["remedies"] if frames is not None else ():  # which --max-frames would contradict
+        remedy["option"] = remedy["option"].replace("--max-frames", "--frames")
     show(terminal, found, as_json=as_json)
     raise typer.Exit(1 if found["fits"] is False else 0)
 

@@ -3,7 +3,7 @@
 Before a run `seats plan` asks, after one that ran out of memory the error does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -231,12 +231,26 @@ def within_context(adapter: Adapter, asked: Asked, found: Forecast) -> bool:
 
 
 def remedies(
-    adapter: Adapter, asked: Asked, weights: int, engine: Engine, *, device_bytes: int, room: float
+    adapter: Adapter,
+    asked: Asked,
+    weights: int,
+    engine: Engine,
+    *,
+    device_bytes: int,
+    room: float,
+    shorter: Callable[[float], ClipFacts] | None = None,
 ) -> list[Remedy]:
     """Options with which the answer's peak is at most `room` bytes and its tokens are within the context: of
-    each kind the mildest that does, the ratio first, then frames, then a part of the clip."""
+    each kind the mildest that does, the ratio first, then frames, then a part of the clip.
+
+    shorter: of a clip that there is not yet, what it would be with so many seconds
+    """
     found: list[Remedy] = []
-    for kind in (_ratios(asked), _frames(asked), _parts(asked)):
+    for kind in (
+        _ratios(asked),
+        _frames(asked),
+        _parts(asked) if shorter is None else _lengths(asked, shorter),
+    ):
         for option, changed in kind:
             try:
                 then = forecast(adapter, changed, weights, engine, device_bytes=device_bytes)
@@ -297,6 +311,13 @@ def _parts(asked: Asked) -> Iterator[tuple[str, Asked]]:
     while seconds >= SHORTEST_S:
         end = int(asked.clip.start_s + seconds)
         yield f"--end {clock_time(end)}", replace(asked, clip=asked.clip.first(end - asked.clip.start_s))
+        seconds /= 2
+
+
+def _lengths(asked: Asked, shorter: Callable[[float], ClipFacts]) -> Iterator[tuple[str, Asked]]:
+    seconds = asked.clip.seconds / 2
+    while seconds >= SHORTEST_S:
+        yield f"--seconds {int(seconds)}", replace(asked, clip=shorter(int(seconds)))
         seconds /= 2
 
 

@@ -5,6 +5,7 @@ is estimated (`measure.memory`) and compared with the devices that are here, or 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -67,11 +68,16 @@ class Place:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is planned. `source`: a file, or the facts of a clip that there is not yet."""
+    """What is planned.
+
+    source:   a file, or the facts of a clip that there is not yet
+    shorter:  then, those of one with so many seconds, all else as it was typed
+    """
 
     source: str | ClipFacts
     question: str
     asked: AskOptions
+    shorter: Callable[[float], ClipFacts] | None = None
 
 
 def places_here(device: str, place_bytes: int | None) -> list[Place]:
@@ -191,8 +197,11 @@ class Planner:
         host = (host_memory_free() or 0) if plain else 0
         return min(left) > 0 and found.memory.weights <= sum(left) + host
 
-    def remedies(self, asked: Asked, found: Forecast) -> list[Remedy]:
-        """What would make a forecast fit: options of the question first, then of loading."""
+    def remedies(
+        self, asked: Asked, found: Forecast, shorter: Callable[[float], ClipFacts] | None = None
+    ) -> list[Remedy]:
+        """What would make a forecast fit: options of the question first, then of loading. `shorter`: see
+        `PlanRequest`."""
         room = max(self.rooms, default=math.inf)
         quantize, device_map = self.options.quantize, self.options.device_map
         tried = remedies(
@@ -202,6 +211,7 @@ class Planner:
             self.engine(quantize, device_map),
             device_bytes=self.device_bytes,
             room=room,
+            shorter=shorter,
         )
         if not within_context(self.adapter, asked, found):
             return tried
@@ -270,7 +280,7 @@ def document(planner: Planner, request: PlanRequest, warn: Any = lambda _: None)
     found = planner.forecast(asked)
     in_memory, in_context = planner.fits(found), within_context(planner.adapter, asked, found)
     fits = in_memory if in_context else False
-    unfit = planner.remedies(asked, found) if fits is False else []
+    unfit = planner.remedies(asked, found, request.shorter) if fits is False else []
     plain: dict[str, Any] = jsonable(
         {
             "schema_version": SCHEMA_VERSION,

@@ -106,15 +106,21 @@ def test_what_would_make_it_fit_does(capsys: pytest.CaptureFixture[str]) -> None
     assert not found["context"]["fits"]
     options = [remedy["option"] for remedy in found["remedies"]]
     # Neither quantising nor more devices make the context longer.
-    assert [option.split()[0] for option in options] == ["--method", "--max-frames", "--end"]
+    assert [option.split()[0] for option in options] == ["--method", "--max-frames", "--seconds"]
     for remedy in found["remedies"]:
         option = remedy["option"].split()
-        if option[0] == "--end":
-            continue  # of files
         method = [] if "--method" in option else ["--method", "full"]
         again = planned(capsys, *clip, *method, *option)
         assert again["fits"] is True, option
         assert again["memory"]["peak_bytes"] == pytest.approx(remedy["peak_bytes"], rel=1e-3), option
+
+
+def test_a_number_of_frames_that_was_typed_is_what_is_lowered(capsys: pytest.CaptureFixture[str]) -> None:
+    clip = ["--seconds", "100", "-m", "omni-7b", "--dtype", "bfloat16", "--memory", "19"]
+    found = planned(capsys, *clip, "--frames", "4000", code=1)
+    (fewer,) = [remedy["option"] for remedy in found["remedies"] if "frames" in remedy["option"]]
+    assert fewer.startswith("--frames ")
+    assert planned(capsys, *clip, *fewer.split())["fits"] is True
 
 
 def test_what_is_too_long_for_the_model_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
