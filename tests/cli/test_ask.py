@@ -11,7 +11,7 @@ import pytest
 from cli.conftest import Run, Script
 from seats_cli.cli.app import run as command_line
 from seats_cli.cli.loading import EMBEDDED_NOTICE
-from seats_cli.errors import DeviceError, MediaError, ModelError, UsageError
+from seats_cli.errors import DeviceError, MediaError, ModelError, PlanError, UsageError
 
 
 def test_the_answer_and_nothing_else_goes_to_stdout(run: Run, script: Script, clip: Path) -> None:
@@ -167,6 +167,18 @@ def test_several_files_have_headers_and_one_failure_stops_none(run: Run, script:
     assert f"error: {broken}: no frame decodes\nhint: try another\n" in result.stderr
     assert "error: no such file: gone.mp4" in result.stderr
     assert len(script.opened) == 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_no_file_could_be_asked_with_is_told_once(
+    run: Run, script: Script, clip: Path, several: bool
+) -> None:
+    other = clip.with_name("b.mp4")
+    other.write_bytes(b"x")
+    script.setup_error = PlanError("the preset is made for 28 layers")
+    result = run("ask", clip, *([other] if several else []), "why?")
+    assert (result.exit_code, result.stdout, script.asked) == (2, "", [])
+    assert result.stderr.count("error: the preset is made for 28 layers") == 1
 
 
 def test_json_is_one_document(run: Run, script: Script, clip: Path) -> None:
