@@ -179,10 +179,10 @@ class LineFile(ABC):
 
 
 def _mode(path: Path) -> int | None:
-    """What kind of file there is; None without one."""
+    """What kind of file there is; None without one, or where nobody can tell."""
     try:
         return path.stat().st_mode
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

@@ -10,13 +10,15 @@ import re
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
 from seats_cli.batch.lines import LineFile
-from seats_cli.batch.records import COLUMNS, SCHEMA_VERSION, Record, Subject, subject_of
-from seats_cli.batch.resume import in_order
+from seats_cli.batch.records import COLUMNS, SCHEMA_VERSION, Record
+from seats_cli.batch.resume import RUN_LENGTH, in_order
+from seats_cli.batch.sources import Item
 
 FORMS = ("jsonl", "csv", "text", "text with questions")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # bytes of a file's name that are no UTF-8
@@ -109,6 +111,12 @@ WRITTEN: Mapping[str, Callable[[Record], str]] = {
 CSV_HEAD = ",".join(COLUMNS) + "\n"
 
 
+def _subject(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a record, a row of a CSV or an item is about, whatever its file is like."""
+    names = ("path", "question", "id", "start_s", "end_s")
+    return tuple("" if record[name] is None else str(record[name]) for name in names)
+
+
 # ---- files ------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +131,7 @@ class AnswerFile(LineFile):
         """See LineFile."""
         self.known: dict[str, bool] = {}
         self.keys: list[str | None] = []
-        self._failed: dict[str, Subject] = {}
+        self._failed: dict[str, tuple[str, ...]] = {}  # what each failure is about
         super().__init__(path, warn=warn, again=again, overwrite=overwrite)
 
     def append(self, record: Record) -> None:
@@ -143,17 +151,18 @@ class AnswerFile(LineFile):
             self.known[key] = ok
             self._failed.pop(key, None)
             if not ok and record is not None:
-                self._failed[key] = subject_of(record)
+                self._failed[key] = _subject(record)
         return True
 
-    def forget_failures(self, wanted: Mapping[str, Subject]) -> int:
-        """Take out the failures of these keys, so that they are run again, and those of the same subjects
-        under other keys: of a file as it was before it was mended. How many there were."""
-        subjects = set(wanted.values())
+    def forget_failures(self, wanted: Sequence[Item]) -> int:
+        """Take out the failures of these questions, so that they are asked again, also those with the same
+        model and options whose file has been mended since. How many there were."""
+        keys = {item.key for item in wanted}
+        about = {(item.key[:RUN_LENGTH], _subject(asdict(item))) for item in wanted}
         failed = {
             key
             for key, ok in self.known.items()
-            if not ok and (key in wanted or self._failed.get(key) in subjects)
+            if not ok and (key in keys or (key[:RUN_LENGTH], self._failed.get(key)) in about)
         }
         if failed:
             kept = [key for key in self.keys if key not in failed]
@@ -206,6 +215,7 @@ class CsvLines(AnswerFile):
     """A heading, then a row a record; a quoted cell may hold line ends."""
 
     example = "answers.csv"
+    _headed = False  # the heading is there
 
     def written(self, record: Record) -> bytes:
         """One row, after the heading where the file is empty."""
@@ -217,9 +227,10 @@ class CsvLines(AnswerFile):
         self._begin()
 
     def _begin(self) -> None:
-        if not self.keys:
+        if not self._headed:
             self.write(CSV_HEAD.encode())
             self.keys.append(None)
+            self._headed = True
 
     def split(self, stream: IO[bytes]) -> Iterator[bytes]:
         """Rows: lines, joined as long as a quoted cell is open."""
@@ -238,10 +249,11 @@ class CsvLines(AnswerFile):
 
     def take_in(self, record: bytes, number: int) -> bool:
         """The heading, or a row of as many cells, whole; blank lines are left alone."""
-        if number == 1:
-            return record == CSV_HEAD.encode() and self.remember(None)
         if not record.strip():
             return self.remember(None)
+        if not self._headed:
+            self._headed = record == CSV_HEAD.encode()
+            return self._headed and self.remember(None)
         csv.field_size_limit(max(csv.field_size_limit(), len(record)))  # what was written can be read
         try:
             cells = next(csv.reader([record.decode()], strict=True), [])

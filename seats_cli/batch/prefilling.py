@@ -28,7 +28,7 @@ class PrefilledAhead:
         self._ready: deque[Arrival | BaseException] = deque()
         self._prefilling = False  # the thread holds memory that nobody has taken
         self._over = False  # the thread makes nothing more
-        self._stopped = self._held = False
+        self._stopped = self._held = self._let_go = False
         self.ended = False  # nothing more will come
         self._thread = threading.Thread(target=self._work, name="seats-prefill", daemon=True)
         self._thread.start()
@@ -59,9 +59,9 @@ class PrefilledAhead:
     def hold(self) -> bool:
         """See `Arrivals.hold`; waits for the prefill in the making, and lets go of all that wait."""
         with self._changed:
-            if self._held:
+            if self._let_go:
                 return False
-            self._held = True
+            self._let_go = self._held = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._over or not self._prefilling)
             self._ready = deque(

@@ -52,6 +52,13 @@ class Opened:
             self.warnings.append(message)
 
 
+@dataclass(eq=False)
+class _Turn:
+    """One reading of a clip. `shared`: others were read meanwhile."""
+
+    shared: bool = False
+
+
 class Stopped(BaseException):
     """Raised inside work that nobody waits for any more."""
 
@@ -81,8 +88,9 @@ class ClipReader:
         self._clips = iter(clips)
         self._next = threading.Lock()  # held while a clip is chosen
         self._choosing: threading.Thread | None = None  # who is waiting for the list of clips
-        self._reading = 0  # clips at this time
+        self._turns: list[_Turn] = []  # of those that are reading
         self._crowded = 0  # threads that wait to read, or read, with nobody beside them
+        self._broken: BaseException | None = None  # why a thread cannot read
         self._stopping = threading.Event()
         self._room = threading.Semaphore(ahead)
         self._changed = threading.Condition()
@@ -109,8 +117,16 @@ class ClipReader:
         with self._changed:
             if wait:
                 self._changed.wait_for(
-                    lambda: self._taken in self._ready or self._taken == self._last or self._stopping.is_set()
+                    lambda: (
+                        self._taken in self._ready
+                        or self._taken == self._last
+                        or self._broken is not None
+                        or self._stopping.is_set()
+                    )
                 )
+            if self._broken is not None:
+                self.ended = True
+                raise self._broken
             if self._taken == self._last or self._stopping.is_set():
                 self.ended = True
                 return None
@@ -156,9 +172,9 @@ class ClipReader:
         except Stopped:
             pass
         except BaseException as error:  # of the stream: raised again in the thread that takes
-            with self._next:
-                self._put(self._given, error)
-                self._given += 1
+            with self._changed:
+                self._broken = error
+                self._changed.notify_all()
 
     def _one(self, opener: DistantOpener | None, done: Callable[[], None]) -> bool:
         """Reads the next clip; whether there was one. `done` waits for what was launched."""
@@ -178,9 +194,9 @@ class ClipReader:
 
     def _beside_others(self, clip: Clip, opener: DistantOpener | None, done: Callable[[], None]) -> Opened:
         """A clip read while others are; where there is no memory for it, once more with nobody beside it."""
-        with self._turn(alone=False) as others:
+        with self._turn(alone=False) as turn:
             opened = self._waited_for(clip, opener, done)
-        if isinstance(opened.error, DeviceError) and others:
+        if isinstance(opened.error, DeviceError) and turn.shared:
             opened = Opened(clip)  # what the error holds, if anything, is let go
             with self._turn(alone=True):
                 opened = self._waited_for(clip, opener, done)
@@ -195,22 +211,25 @@ class ClipReader:
         return opened
 
     @contextmanager
-    def _turn(self, *, alone: bool) -> Iterator[bool]:
-        """Waits for a turn to read; the value says whether others may read meanwhile."""
+    def _turn(self, *, alone: bool) -> Iterator["_Turn"]:
+        """Waits for a turn to read, which the value stands for."""
 
         def free() -> bool:
-            return self._stopping.is_set() or not (self._reading if alone else self._crowded)
+            return self._stopping.is_set() or not (self._turns if alone else self._crowded)
 
+        turn = _Turn()
         with self._changed:
             self._crowded += alone
             self._changed.wait_for(free)
-            self._reading += 1
+            self._turns.append(turn)
+            for one in self._turns if len(self._turns) > 1 else ():
+                one.shared = True
         try:
             self.check()
-            yield not alone and len(self._threads) > 1
+            yield turn
         finally:
             with self._changed:
-                self._reading -= 1
+                self._turns.remove(turn)
                 self._crowded -= alone
                 self._changed.notify_all()
 

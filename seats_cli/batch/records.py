@@ -45,15 +45,6 @@ COLUMNS = (  # of a record, in order; `tokens.video` is the key video of tokens
 )
 
 
-_SUBJECT = ("path", "question", "id", "start_s", "end_s", "model", "method", "ratio")
-Subject = tuple[str, ...]
-
-
-def subject_of(record: Mapping[str, Any]) -> Subject:
-    """What a record is about, whatever its file was like then; of a record, or a row of a CSV."""
-    return tuple("" if record.get(name) is None else str(record[name]) for name in _SUBJECT)
-
-
 @dataclass(frozen=True)
 class Asking:
     """How every question is asked, wherever that happens: it travels to other processes and hosts.
@@ -75,10 +66,6 @@ class Asking:
             return options
         start_s = options.start_s if item.start_s is None else item.start_s
         return replace(options, start_s=start_s, end_s=options.end_s if item.end_s is None else item.end_s)
-
-    def subject(self, item: Item) -> Subject:
-        """The `subject_of` a question's record."""
-        return subject_of(_record(item, self, ok=False, warnings=()))
 
     def on(self, **changes: Any) -> "Asking":
         """The same on another device, or loaded otherwise."""

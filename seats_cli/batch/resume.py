@@ -17,7 +17,7 @@ from seats_cli.batch.sources import Item
 from seats_cli.presets import resolve_model
 
 HASHED_BYTES = 64 * 2**20  # weights up to this size are known by their content, larger ones by size and time
-KEY_LENGTH = 24
+KEY_LENGTH, RUN_LENGTH = 24, 8  # hex digits; those of a key that stand for the model and the options
 
 
 # ---- keys -------------------------------------------------------------------------------------------------
@@ -46,7 +46,8 @@ def with_keys(items: Sequence[Item], model: Mapping[str, Any], asked: Mapping[st
         if path not in states:
             states[path] = file_state(Path(path))
         about = [run, path, states[path], item.start_s, item.end_s, item.question, item.id]
-        keyed.append(replace(item, key=digest_of(about)[:KEY_LENGTH]))
+        key = run[:RUN_LENGTH] + digest_of(about)[: KEY_LENGTH - RUN_LENGTH]
+        keyed.append(replace(item, key=key))
     return keyed
 
 

@@ -87,7 +87,8 @@ class Arrivals:
         return self._prefilled(arrival.item, arrival.clip)
 
     def anew(self, arrival: Arrival) -> Arrival:
-        """A question prefilled from its file: nothing is left of what it had become."""
+        """A question prefilled from its file, decoded in this process, which has been read before: nothing is
+        left of what it had become."""
         return self._prefilled(arrival.item, self._reader.read((arrival.item,)))
 
     def hold(self) -> bool:

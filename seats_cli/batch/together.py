@@ -111,7 +111,7 @@ def together(slots: int, ahead: int = 0) -> Decoder:
                     continue
                 if arrival.lacked_memory(error) and (arrivals.hold() or making):
                     waiting, crowded = replace(arrival, run=None), bool(making)
-                    arrival = None  # and what it had become
+                    arrival = error = None  # and what it had become, which the error's frames hold
                 else:
                     yield arrival, error
             ended, failed = [], None

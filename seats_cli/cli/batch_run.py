@@ -69,8 +69,7 @@ def run_many(terminal: Terminal, request: BatchRequest) -> int:
         if isinstance(output, AnswerFile):
             stack.enter_context(terminal.before_leaving(output.close))
         if request.retry_failed and isinstance(output, AnswerFile):
-            asking = _asking(request)
-            output.forget_failures({item.key: asking.subject(item) for item in items})
+            output.forget_failures(items)
         if not items:
             terminal.note("no file falls into this shard")
             if isinstance(output, AnswerFile):
@@ -111,8 +110,13 @@ def _ask_all(
     """Every item's record to the output, what was finished also where the run ends early; the exit code then,
     None at its end."""
 
+    writable = True
+
     def write(record: "Record") -> None:
+        nonlocal writable
+        writable = False  # what follows half a record would be lost with it
         output.append(record)
+        writable = True
         screen.record(record)
 
     order = InOrder([item.key for item in items], write)
@@ -125,11 +129,12 @@ def _ask_all(
                     order.flush()
                     return 1
     except KeyboardInterrupt:
-        if request.output is not None:
+        if writable and request.output is not None:  # on a screen nothing comes after ^C
             order.flush()
         return opt.INTERRUPTED
     except Exception:
-        order.flush()
+        if writable:
+            order.flush()
         raise
     return None
 

@@ -301,7 +301,7 @@ class _Process:
 def _told_of_death(process: _Process, desk: _Desk) -> Iterator[None]:
     try:
         yield
-    except (EOFError, ConnectionError):
+    except (EOFError, OSError):
         raise process.death(desk) from None
 
 
@@ -390,9 +390,13 @@ class _Lane:
                 os.close(new)
         self._number += 1
         self._running = True
-        while (message := desk.process.receive(self._link, desk))[0] != "began":  # what is left of others
-            if message[0] == "item" and ring is self._ring:
-                ring.skip(message[1])
+        try:
+            while (message := desk.process.receive(self._link, desk))[0] != "began":  # what is left of others
+                if message[0] == "item" and ring is self._ring:
+                    ring.skip(message[1])
+        except BaseException:  # a stream that begins later must not be taken for the next one
+            desk.process.kill()
+            raise
         self._ring = ring
         return self._number
 

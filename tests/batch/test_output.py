@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from seats_cli.batch import lines, output
 from seats_cli.batch.output import COLUMNS, InOrder, Stream, form_of, open_output
 from seats_cli.batch.records import Asking, Record, failure
-from seats_cli.batch.resume import in_order
+from seats_cli.batch.resume import in_order, with_keys
 from seats_cli.batch.sources import Item
 from seats_cli.errors import MediaError, UsageError
 
@@ -102,38 +102,55 @@ def test_wherever_a_record_was_cut_off_the_rest_is_kept(tmp_path: Path, form: st
         assert len(warned) <= 1
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
 @pytest.mark.parametrize("form", FORMS)
-def test_blank_lines_move_nothing(tmp_path: Path, form: str, warned: Warnings) -> None:
+def test_blank_lines_move_nothing(tmp_path: Path, form: str, at: int, warned: Warnings) -> None:
     path = tmp_path / f"a.{form}"
     with open_output(path, form, warn=warned) as file:
         for key in "ba":
             file.append(record(key, "yes"))
         file.append(record("c"))
     lines_there = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines_there[:1], "\n", *lines_there[1:]]))
+    path.write_text("".join([*lines_there[:at], "\n", *lines_there[at:]]))
     with open_output(path, form, warn=warned) as file:
         assert file.put_in_order(["a", "b", "c"])
-        assert file.forget_failures({"c": ()}) == 1
-    assert [row["key"] for row in rows(path)] == ["a", "b"]
+        assert file.forget_failures([Item("clips/c.mp4", "why?", key="c")]) == 1
+        file.append(record("d", "yes"))
+    path.write_text("\n".join(line for line in path.read_text().split("\n") if line))
+    assert [row["key"] for row in rows(path)] == ["a", "b", "d"]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_failures_of_a_file_that_was_mended_are_forgotten(
     tmp_path: Path, form: str, warned: Warnings
 ) -> None:
-    """Their keys are others; other questions' failures and answers stay."""
+    """Their keys are others, but for the model and the options; failures of others, and answers, stay."""
     path = tmp_path / f"a.{form}"
-    asked = Item("clips/a.mp4", "what\nis it?", key="now")
+    asking, item = Asking(), Item("clips/a.mp4", "what\nis it?", start_s=1.0)
+    (now,) = with_keys([item], asking.model, asking.asked)
+    same = now.key[:8]
+    stay = (same + "answered", same + "another file", "settings" + now.key[8:])
     with open_output(path, form, warn=warned) as file:
-        file.append(record("before"))
-        file.append(record("answered before", "yes"))
-        file.append(record("another file", path="clips/b.mp4"))
+        file.append({**record(same + "before"), "start_s": 1.0})
+        file.append({**record(stay[0], "yes"), "start_s": 1.0})
+        file.append({**record(stay[1], path="clips/b.mp4"), "start_s": 1.0})
+        file.append({**record(stay[2]), "start_s": 1.0})
     with open_output(path, form, warn=warned) as file:
-        assert file.forget_failures({"now": Asking().subject(asked)}) == 1
-        assert list(file.known) == ["answered before", "another file"]
-    assert [row["key"] for row in rows(path)] == ["answered before", "another file"]
+        assert file.forget_failures([now]) == 1
+        assert tuple(file.known) == stay
+    assert tuple(row["key"] for row in rows(path)) == stay
 
 
+def test_a_key_begins_with_the_model_and_the_options() -> None:
+    items = [Item("a.mp4", "why?"), Item("b.mp4", "how?")]
+    one, two = with_keys(items, {"model": "tiny"}, {"ratio": 0.1})
+    other, _ = with_keys(items, {"model": "tiny"}, {"ratio": 0.2})
+    assert one.key[:8] == two.key[:8] != other.key[:8]
+    assert one.key[8:] != two.key[8:]
+    assert len(one.key) == 24
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks")
 def test_an_empty_file_is_taken_away_while_nobody_else_can_have_it(
     tmp_path: Path, warned: Warnings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +255,7 @@ def test_failures_are_forgotten_and_nothing_else(tmp_path: Path, form: str, warn
             file.append(record(key, answer))
     os.chmod(path, 0o640)
     with open_output(link, form, warn=warned) as file:
-        assert file.forget_failures({"a": (), "b": ()}) == 1
+        assert file.forget_failures([Item("x", "y", key=key) for key in "ab"]) == 1
         assert file.known == {"a": True, "c": False, "d": True}
         file.append(record("b", "three"))
         assert file.put_in_order(["a", "b", "d"])

@@ -210,16 +210,15 @@ def test_threads_that_do_not_end_are_given_one_time_together(monkeypatch: pytest
     from seats_cli.batch import reading
 
     monkeypatch.setattr(reading, "JOIN_S", 1.0)
-    go_on = threading.Event()
+    go_on, everybody = threading.Event(), threading.Barrier(5)
     clips = named("a", "b", "c", "d")
-    with ClipReader(
-        Reads(lambda: go_on.wait(30)),  # type: ignore[arg-type]
-        clips,
-        ASKING,
-        Listener(),
-        ahead=4,
-        readers=4,
-    ):
+
+    def read() -> None:
+        everybody.wait(30)
+        go_on.wait(30)
+
+    with ClipReader(Reads(read), clips, ASKING, Listener(), ahead=4, readers=4):  # type: ignore[arg-type]
+        everybody.wait(30)
         began = time.monotonic()
     assert 0.5 < time.monotonic() - began < 3
     go_on.set()
@@ -249,13 +248,18 @@ def test_a_clip_that_has_no_room_beside_others_is_read_by_itself() -> None:
 
 
 def test_a_lack_of_memory_by_itself_is_the_clip_s() -> None:
+    """It is not read again where nothing was beside it."""
+    reads = []
+
     def read() -> None:
+        reads.append(1)
         raise DeviceError("out of memory")
 
-    clips = named("a", "b", "c")
-    with ClipReader(Reads(read), clips, ASKING, Listener(), ahead=3, readers=3) as reader:  # type: ignore[arg-type]
-        found = [reader.take() for _ in clips]
-    assert all(opened is not None and isinstance(opened.error, DeviceError) for opened in found)
+    with ClipReader(Reads(read), named("a"), ASKING, Listener(), ahead=3, readers=3) as reader:  # type: ignore[arg-type]
+        found = reader.take()
+    assert found is not None
+    assert isinstance(found.error, DeviceError)
+    assert reads == [1]
 
 
 def test_a_reader_without_a_stream_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,12 +268,26 @@ def test_a_reader_without_a_stream_ends_the_run(monkeypatch: pytest.MonkeyPatch)
     def broken(_: Any) -> Any:
         raise RuntimeError("CUDA error: out of memory")
 
-    monkeypatch.setattr(reading, "own_stream", broken)
+    """Also while another waits for a clip that does not come."""
+    whole, calls, never = reading.own_stream, [], threading.Event()
+
+    def second_broken(device: Any) -> Any:
+        calls.append(1)
+        return broken(device) if len(calls) == 2 else whole(device)
+
+    def handed() -> Iterator[Clip]:
+        never.wait()
+        yield from named("a")
+
+    monkeypatch.setattr(reading, "own_stream", second_broken)
+    began = time.monotonic()
     with (
-        ClipReader(Reads(), named("a"), ASKING, Listener()) as reader,  # type: ignore[arg-type]
+        ClipReader(Reads(), handed(), ASKING, Listener(), ahead=2, readers=2) as reader,  # type: ignore[arg-type]
         pytest.raises(RuntimeError, match="CUDA error"),
     ):
         reader.take()
+    assert time.monotonic() - began < 5
+    never.set()
 
 
 def test_a_row_s_range_leaves_the_call_s_where_it_has_none() -> None:

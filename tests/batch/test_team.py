@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -117,8 +118,15 @@ def test_many_and_large_tasks_fill_no_pipe(asking: Asking, tmp_path: Path) -> No
     path = str(tmp_path / "none.mp4")
     clips = [(Item(path, "why? " * 30_000, key=str(number)),) for number in range(20)]
     pace = Pace(readers=0, slots=8)
+    found: set[str] = set()
     with AnsweringCrew(["cpu"], asking, warn=pytest.fail, log=lambda _: None, pace=pace) as crew:
-        found = {record["key"] for record in crew.answers(clips, Listener())}
+        thread = threading.Thread(
+            target=lambda: found.update(record["key"] for record in crew.answers(clips, Listener())),
+            daemon=True,
+        )
+        thread.start()
+        thread.join(120)
+        assert not thread.is_alive()
     assert found == {str(number) for number in range(20)}
 
 

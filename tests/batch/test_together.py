@@ -1,5 +1,6 @@
 """Answers decoded together are those of one at a time, and what fails takes nothing else along."""
 
+import gc
 import threading
 import time
 import weakref
@@ -306,6 +307,68 @@ def test_a_run_short_of_memory_waits_for_no_clip(
     everything_told.set()
     assert over
     assert by_key(found) == expected
+
+
+def test_an_answer_that_waits_for_room_takes_none(
+    session: Session, clips: list[Clip], monkeypatch: Any
+) -> None:
+    """What its prompt had become is gone, also from the frames of the error."""
+    added: list[int] = []
+    refused: list[Any] = []
+    alive: list[bool] = []
+    real, step = AnswersTogether.add, AnswersTogether.step
+
+    def add(self: AnswersTogether, run: Any) -> None:
+        added.append(1)
+        if len(added) == 2:
+            refused.append(weakref.ref(run))
+            raise DeviceError("out of memory")
+        real(self, run)
+
+    def watched(self: AnswersTogether) -> Any:
+        alive.extend(run() is not None for run in refused)
+        return step(self)
+
+    monkeypatch.setattr(AnswersTogether, "add", add)
+    monkeypatch.setattr(AnswersTogether, "step", watched)
+    gc.disable()
+    try:
+        whole = [clips[0], clips[2]]
+        found = list(run_batch(session, whole, ASKING, ahead=0, decode=together(4)))
+    finally:
+        gc.enable()
+    assert [record["ok"] for record in found] == [True] * 3
+    assert alive
+    assert not any(alive)
+
+
+def test_who_holds_is_heard_also_where_the_thread_has_met_the_lack_itself() -> None:
+    clip, prefills = SimpleNamespace(read=object()), []
+
+    class Given:
+        def __init__(self) -> None:
+            self.left = [Arrival(None, clip) for _ in range(3)]  # type: ignore[arg-type]
+
+        def next(self, *, wait: bool = True) -> Arrival | None:
+            return self.left.pop() if self.left else None
+
+        def prefilled(self, arrival: Arrival) -> Arrival:
+            prefills.append(1)
+            return replace(arrival, error=DeviceError("out of memory"))
+
+        def stop(self) -> None:
+            pass
+
+    with PrefilledAhead(Given(), torch.device("cpu"), ahead=1) as ahead:  # type: ignore[arg-type]
+        first = ahead.take()
+        assert (ahead.hold(), ahead.hold()) == (True, False)
+        rest = [ahead.take(), ahead.take()]
+        assert ahead.take() is None
+        assert ahead.ended
+    assert prefills == [1], "nothing is prefilled ahead any more"
+    assert [arrival is not None and (arrival.run, arrival.error) for arrival in (first, *rest)] == [
+        (None, None)
+    ] * 3
 
 
 @pytest.mark.parametrize("where", ["report", "begin"])

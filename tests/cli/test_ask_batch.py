@@ -142,6 +142,32 @@ def test_what_is_finished_is_written_where_a_run_breaks_off(
     assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["c"]
 
 
+def test_nothing_is_written_behind_half_a_record(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full for a moment."""
+    from seats_cli.batch.output import JsonLines
+    from seats_cli.cli import batch_run
+
+    def records(terminal: Any, request: Any, items: Any, screen: Any) -> Any:
+        from seats_cli.batch.records import failure
+
+        for item in (items[1], items[2], items[0]):
+            yield failure(item, batch_run._asking(request), MediaError("no frame"))
+
+    calls: list[Any] = []
+
+    def append(self: JsonLines, record: Any) -> None:
+        calls.append(record)
+        self.write(b'{"schema_ver')
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(batch_run, "_records", records)
+    monkeypatch.setattr(JsonLines, "append", append)
+    assert run("ask", "videos", "why?", "-o", "out.jsonl").exit_code == 1
+    assert len(calls) == 1
+
+
 def test_an_end_without_a_way_back_leaves_no_empty_file(
     run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
