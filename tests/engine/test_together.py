@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from seats_cli.engine import together as module
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.decode import DecodeOptions, Generation
 from seats_cli.engine.graph import ROUNDING, GraphDecoder
@@ -68,6 +69,28 @@ def test_sequences_join_and_leave_when_they_like(adapter: Adapter) -> None:
         n_tokens, options, _ = owner[id(sequence)]
         _same(sequence, _alone(adapter, n_tokens, options))
     assert together.free == 3
+
+
+def test_what_fails_to_join_leaves_its_slot_idle(adapter: Adapter, monkeypatch: Any) -> None:
+    """An idle slot that counted on would write behind its buffer's end."""
+    decoder = GraphDecoder(adapter, slots=2)
+    together = DecodeTogether(adapter, decoder)
+    sampler = module.TokenSampler
+
+    def failing(*_: Any) -> Any:
+        raise ValueError("no draw")
+
+    monkeypatch.setattr(module, "TokenSampler", failing)
+    with pytest.raises(ValueError, match="no draw"):
+        together.add(_read(adapter, 9), 9, DecodeOptions(3))
+    assert decoder._active.tolist() == [0, 0]
+    assert together.free == 2
+    monkeypatch.setattr(module, "TokenSampler", sampler)
+    options = DecodeOptions(3, ignore_end=True)
+    sequence = together.add(_read(adapter, 9), 9, options)
+    while len(together):
+        together.step()
+    _same(sequence, _alone(adapter, 9, options))
 
 
 def test_an_end_token_ends_one_and_the_others_go_on(adapter: Adapter, monkeypatch: Any) -> None:
