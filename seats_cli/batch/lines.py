@@ -26,6 +26,7 @@ class LineFile(ABC):
 
     what = "record"  # what a line is, in words
     example = "answers.jsonl"  # a name for a file of this kind
+    torn = False  # a write has ended in the middle of a record, behind which nothing may come
 
     def __init__(
         self, path: Path, *, warn: Callable[[str], None], again: bool = True, overwrite: bool = False
@@ -76,10 +77,12 @@ class LineFile(ABC):
     # --- writing -----------------------------------------------------------------------------------------
     def write(self, record: bytes) -> None:
         """Add a record, with its line end, in one write: what follows may be killed."""
+        self.torn = True
         written = self._stream.write(record)
         while written is not None and written < len(record):  # a full disk raises at the next try
             record = record[written:]
             written = self._stream.write(record)
+        self.torn = False
 
     def rewrite(self, records: Iterable[bytes]) -> None:
         """Put other records in the file's place, at once or not at all; this run keeps its lock."""
@@ -167,7 +170,7 @@ class LineFile(ABC):
                 raise self.foreign(number)
             if not whole:
                 self.write(b"\n")
-            found |= ours
+            found |= ours and bool(record.strip())
             good += len(record)
 
     def foreign(self, number: int) -> UsageError:

@@ -25,7 +25,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # bytes of a file's name that are no
 
 
 class Output(Protocol):
-    """A place for records."""
+    """A place for records. `torn`: a write has failed in the middle of one."""
+
+    torn: bool
 
     @property
     def known(self) -> Mapping[str, bool]:
@@ -114,7 +116,7 @@ CSV_HEAD = ",".join(COLUMNS) + "\n"
 def _subject(record: Mapping[str, Any]) -> tuple[str, ...]:
     """What a record, a row of a CSV or an item is about, whatever its file is like."""
     names = ("path", "question", "id", "start_s", "end_s")
-    return tuple("" if record[name] is None else str(record[name]) for name in names)
+    return tuple("" if record.get(name) is None else str(record[name]) for name in names)
 
 
 # ---- files ------------------------------------------------------------------------------------------------
@@ -297,6 +299,8 @@ class QuestionLines(TextLines):
 
 class Stream:
     """Records to a stream, which knows nothing of earlier runs; `write` gets text that is out at once."""
+
+    torn = False
 
     def __init__(self, form: str, write: Callable[[str], None]) -> None:
         self.known: Mapping[str, bool] = {}

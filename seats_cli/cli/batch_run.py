@@ -110,13 +110,8 @@ def _ask_all(
     """Every item's record to the output, what was finished also where the run ends early; the exit code then,
     None at its end."""
 
-    writable = True
-
     def write(record: "Record") -> None:
-        nonlocal writable
-        writable = False  # what follows half a record would be lost with it
         output.append(record)
-        writable = True
         screen.record(record)
 
     order = InOrder([item.key for item in items], write)
@@ -129,11 +124,11 @@ def _ask_all(
                     order.flush()
                     return 1
     except KeyboardInterrupt:
-        if writable and request.output is not None:  # on a screen nothing comes after ^C
+        if request.output is not None and not output.torn:  # on a screen nothing comes after ^C
             order.flush()
         return opt.INTERRUPTED
     except Exception:
-        if writable:
+        if not output.torn:
             order.flush()
         raise
     return None

@@ -376,27 +376,25 @@ class _Lane:
         self.stop()
         slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         shape = (slots_for(slot_bytes), slot_bytes)
-        if self._ring is not None and (self._ring.slots, self._ring.slot_bytes) == shape:
-            ring = self._ring
-            with _told_of_death(desk.process, desk):
-                self._say("begin", size, None)
-        else:
+        new, ring = None, self._ring
+        if ring is None or (ring.slots, ring.slot_bytes) != shape:
             new, ring = _shared(*shape)
-            try:
-                with _told_of_death(desk.process, desk):
-                    self._say("begin", size, shape)
-                    send_handle(self._link, new, desk.process.pid)
-            finally:
-                os.close(new)
         self._number += 1
         self._running = True
         try:
+            with _told_of_death(desk.process, desk):
+                self._say("begin", size, None if new is None else shape)
+                if new is not None:
+                    send_handle(self._link, new, desk.process.pid)
             while (message := desk.process.receive(self._link, desk))[0] != "began":  # what is left of others
                 if message[0] == "item" and ring is self._ring:
                     ring.skip(message[1])
         except BaseException:  # a stream that begins later must not be taken for the next one
             desk.process.kill()
             raise
+        finally:
+            if new is not None:
+                os.close(new)
         self._ring = ring
         return self._number
 

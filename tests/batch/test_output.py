@@ -141,6 +141,14 @@ def test_failures_of_a_file_that_was_mended_are_forgotten(
     assert tuple(row["key"] for row in rows(path)) == stay
 
 
+def test_a_record_that_was_cut_down_by_somebody_stays(tmp_path: Path, warned: Warnings) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"key": "k", "ok": false}\n')
+    with open_output(path, "jsonl", warn=warned) as file:
+        assert file.forget_failures([Item("a.mp4", "why?", key="another")]) == 0
+        assert file.known == {"k": False}
+
+
 def test_a_key_begins_with_the_model_and_the_options() -> None:
     items = [Item("a.mp4", "why?"), Item("b.mp4", "how?")]
     one, two = with_keys(items, {"model": "tiny"}, {"ratio": 0.1})
@@ -179,6 +187,8 @@ def test_an_empty_file_is_taken_away_while_nobody_else_can_have_it(
         b'{"key": "a", "method": "seats"}\n',
         b"path,answer\na.mp4,so\n",
         b"\x00\x01\x02 a film \xff\n\xfe",
+        b"\nmy only notes",
+        b'\n"a,b\nlots,1\n',
     ],
 )
 def test_files_of_anything_else_are_left_alone(

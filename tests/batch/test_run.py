@@ -268,7 +268,7 @@ def test_a_reader_without_a_stream_ends_the_run(monkeypatch: pytest.MonkeyPatch)
     def broken(_: Any) -> Any:
         raise RuntimeError("CUDA error: out of memory")
 
-    """Also while another waits for a clip that does not come."""
+    # Also while another waits for a clip that does not come.
     whole, calls, never = reading.own_stream, [], threading.Event()
 
     def second_broken(device: Any) -> Any:

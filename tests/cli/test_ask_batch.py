@@ -159,8 +159,25 @@ def test_nothing_is_written_behind_half_a_record(
 
     def append(self: JsonLines, record: Any) -> None:
         calls.append(record)
-        self.write(b'{"schema_ver')
-        raise OSError(28, "No space left on device")
+        self.write(b"{}\n")
+
+    class Full:
+        """A disk on which half a record has room."""
+
+        def __init__(self, stream: Any) -> None:
+            self.stream, self.writes = stream, 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.stream, name)
+
+        def write(self, record: bytes) -> int:
+            self.writes += 1
+            if self.writes > 1:
+                raise OSError(28, "No space left on device")
+            return int(self.stream.write(record[:1]))
+
+    opened = JsonLines._opened
+    monkeypatch.setattr(JsonLines, "_opened", lambda self: Full(opened(self)))
 
     monkeypatch.setattr(batch_run, "_records", records)
     monkeypatch.setattr(JsonLines, "append", append)
