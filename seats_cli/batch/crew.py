@@ -160,8 +160,6 @@ class Crew(Generic[Task, Job]):
             for worker, message in self._heard():
                 if not worker.hand and worker.ready and (message is None or message[0] == "failed"):
                     self._lose_idle(worker, message, listener, rehire=bool(shift.waiting))
-                elif message is not None and message[0] == "next":
-                    worker.asks = True
                 elif message is not None and message[0] == "record":
                     _, at, job, record = message
                     shift.left[at].remove(job)
@@ -170,7 +168,7 @@ class Crew(Generic[Task, Job]):
                     yield at, job, record
                 elif message is not None and message[0] == "warn" and worker.hand:
                     listener.warn(message[1], self._doing.name(work[worker.hand[0]][0]))
-                elif not worker.hand or (message is not None and message[0] in ("log", "warn")):
+                elif not worker.hand or (message is not None and message[0] in ("next", "log", "warn")):
                     self._take_in(worker, message)
                 else:
                     yield from self._lost(shift, worker, message, listener)
@@ -268,7 +266,8 @@ class Crew(Generic[Task, Job]):
         return said
 
     def _take_in(self, worker: Worker, message: tuple[Any, ...] | None) -> None:
-        """What a worker says that is at no task: it is ready, it cannot start, or it is gone."""
+        """What a worker says that is about no task: it is ready, it asks for one, it cannot start, or it is
+        gone."""
         if message is None or message[0] == "failed":
             error = (
                 message[1]

@@ -211,7 +211,7 @@ class ClipReader:
         return opened
 
     @contextmanager
-    def _turn(self, *, alone: bool) -> Iterator["_Turn"]:
+    def _turn(self, *, alone: bool) -> Iterator[_Turn]:
         """Waits for a turn to read, which the value stands for."""
 
         def free() -> bool:

@@ -99,9 +99,8 @@ class Arrivals:
     def _prefilled(self, item: Item, clip: Opened) -> Arrival:
         if clip.read is None:
             return Arrival(item, clip, error=clip.error, warnings=tuple(clip.warnings))
-        take_over(
-            clip.read.encoded, self._session.adapter.device
-        )  # of the first to ask, perhaps not the last
+        # Whoever took the clip is perhaps another thread than the one that now prefills.
+        take_over(clip.read.encoded, self._session.adapter.device)
 
         def on_stage(stage: str, done: int, total: int) -> None:
             self._reader.check()

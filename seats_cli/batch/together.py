@@ -53,7 +53,7 @@ class AnswersTogether:
                 run.clock.mark(FIRST_TOKEN)
             return [self._answer(sequence) for sequence in ended]
 
-    def _answer(self, sequence: "Sequence") -> tuple["Run", "Answer | Exception"]:
+    def _answer(self, sequence: Sequence) -> tuple["Run", "Answer | Exception"]:
         run, began = self._runs.pop(id(sequence))
         run.clock.add("generate", run.clock.elapsed - began)
         try:
@@ -121,15 +121,14 @@ def together(slots: int, ahead: int = 0) -> Decoder:
                 answers.clear()
                 failed, crowded = met, False
             if failed is not None:
-                lost = list(making.values())
+                lost, alone = list(making.values()), isinstance(failed, DeviceError)
                 making.clear()
-                if isinstance(failed, DeviceError):  # there may be memory for each by itself
+                if alone:  # there may be memory for each by itself
                     arrivals.hold()
                 for arrival in lost:
                     yield (
-                        (arrival, answer_of(session, arrivals.anew(arrival), listener))
-                        if isinstance(failed, DeviceError)
-                        else (arrival, failed)
+                        arrival,
+                        answer_of(session, arrivals.anew(arrival), listener) if alone else failed,
                     )
             for run, answer in ended:
                 crowded = False

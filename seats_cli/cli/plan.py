@@ -130,13 +130,15 @@ def plan(
         compile=compile, graphs=graphs,
     )  # fmt: skip
     pixels = None if size == "caps" else size
-    shorter = None
-    if seconds is not None:
-        shorter = partial(clip_to_come, frames=frames, size=pixels, fps=fps, max_frames=max_frames)
-    source = str(media) if seconds is None or shorter is None else shorter(seconds)
+    to_come = partial(clip_to_come, frames=frames, size=pixels, fps=fps, max_frames=max_frames)
     place_bytes = None if memory is None else round(memory * 2**30)
     planner = Planner(options, place_bytes=place_bytes, log=terminal.detail)
-    found = document(planner, PlanRequest(source, question, asked, shorter), warn=terminal.warn)
+    planned = (
+        PlanRequest(str(media), question, asked)
+        if seconds is None
+        else PlanRequest(to_come(seconds), question, asked, to_come)
+    )
+    found = document(planner, planned, warn=terminal.warn)
     for remedy in found["remedies"] if frames is not None else ():  # which --max-frames would contradict
         remedy["option"] = remedy["option"].replace("--max-frames", "--frames")
     show(terminal, found, as_json=as_json)

@@ -82,6 +82,14 @@ def test_several_questions_read_a_clip_once(run: Run, script: Script, folder: Pa
     assert text == "==> videos/a.mp4: why? <==\na red star\n==> videos/a.mp4: how? <==\na red star\n"
 
 
+def test_an_output_is_none_of_its_folder_s_files(run: Run, script: Script, folder: Path) -> None:
+    command = ("ask", "videos", "why?", "--glob", "*", "-o", "videos/out.jsonl")
+    assert run(*command).exit_code == 0
+    again = run(*command)
+    assert again.exit_code == 0, again.stderr
+    assert len(Path("videos/out.jsonl").read_text().splitlines()) == 3
+
+
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_a_manifest_has_a_question_a_row(run: Run, script: Script, folder: Path, form: str) -> None:
     rows: list[dict[str, Any]] = [
