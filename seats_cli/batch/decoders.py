@@ -8,7 +8,7 @@ from seats_cli.batch.devices import cores
 from seats_cli.media import DecoderProcess, DistantOpener
 from seats_cli.media.process import AVAILABLE
 
-MOST = 12  # by default
+MOST = 16  # by default
 MOST_THREADS = 16  # of one that decodes; FFmpeg warns of more
 ANSWERS_AT_ONCE = 8  # likewise, where a CUDA graph decodes them
 
@@ -53,7 +53,7 @@ def choose_pace(
     sharing: int = 1,
 ) -> Pace:
     """What was asked for, else: where the model is on a GPU and video is not, a reader for all but one of the
-    cores, at most 12, shared between `sharing` processes that answer; none elsewhere, where decoding and the
+    cores, at most 16, shared between `sharing` processes that answer; none elsewhere, where decoding and the
     model are after the same cores. On a GPU with CUDA graphs 8 answers together. The readers share the
     cores."""
     own = cores() // sharing

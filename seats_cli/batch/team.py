@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seats_cli.batch.crew import Crew, Handed
+from seats_cli.batch.crew import Crew
 from seats_cli.batch.decoders import IN_THIS_PROCESS, Pace, decoders
 from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record, failure
 from seats_cli.batch.run import one_by_one, run_batch
 from seats_cli.batch.together import together
+from seats_cli.batch.worker import Handed
 from seats_cli.media import DistantOpener
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answering:
-    """What workers do (see `crew.Doing`): a task is a clip with its items, a job the key of one."""
+    """What workers do (see `worker.Doing`): a task is a clip with its items, a job the key of one."""
 
     asking: Asking
     pace: Pace = IN_THIS_PROCESS

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from seats_cli.batch.crew import Crew as AnyCrew
-from seats_cli.batch.crew import Handed
+from seats_cli.batch.worker import Handed
 from seats_cli.lab.records import Record, failure
 from seats_cli.lab.settings import Setting
 from seats_cli.lab.sweep import Asking, ClipTask, Described, Job, describe, run_clip
@@ -16,7 +16,7 @@ Work = Sequence[tuple[ClipTask, tuple[Job, ...]]]
 
 @dataclass(frozen=True)
 class Sweeping:
-    """What the workers of a sweep do (see `crew.Doing`).
+    """What the workers of a sweep do (see `batch.worker.Doing`).
 
     describes, runs: as `sweep.describe` and `sweep.run_clip`; functions of a module, where another process
     finds them

@@ -108,8 +108,8 @@ def test_decoders_end_with_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, Pace(12, 8, 1)),
-        ({"n_cores": 64}, Pace(12, 8, 5)),
+        ({}, Pace(15, 8, 1)),
+        ({"n_cores": 64}, Pace(16, 8, 4)),
         ({"n_cores": 128, "n_clips": 2}, Pace(2, 8, 16)),
         ({"n_cores": 6}, Pace(5, 8, 1)),
         ({"n_cores": 1}, Pace(0, 8)),
@@ -117,8 +117,8 @@ def test_decoders_end_with_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"n_clips": 3}, Pace(3, 8, 5)),
         ({"hwaccel": "cuda"}, Pace(0, 8)),
         ({"hwaccel": "cuda", "readers": 2}, Pace(2, 8, 8)),
-        ({"graphs": False}, Pace(12, 1, 1)),
-        ({"graphs": False, "slots": 4}, Pace(12, 4, 1)),
+        ({"graphs": False}, Pace(15, 1, 1)),
+        ({"graphs": False, "slots": 4}, Pace(15, 4, 1)),
         ({"on_gpu": False}, Pace(0, 1)),
         ({"on_gpu": False, "readers": 2}, Pace(2, 1, 8)),
         ({"readers": 20, "sharing": 2}, Pace(20, 8, 1)),

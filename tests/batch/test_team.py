@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from make_clips import pictures, tone, write_clip
-from seats_cli.batch import crew
 from seats_cli.batch import team as module
-from seats_cli.batch.crew import Handed, Worker, _Shift
+from seats_cli.batch import worker as worker_module
+from seats_cli.batch.crew import Worker, _Shift
 from seats_cli.batch.decoders import Pace
 from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record
 from seats_cli.batch.run import run_batch
 from seats_cli.batch.sources import Item
 from seats_cli.batch.team import Answering, AnsweringCrew
+from seats_cli.batch.worker import Handed
 from seats_cli.errors import ModelError, PlanError
 from seats_cli.session import ModelOptions, Session
 
@@ -184,12 +185,12 @@ def test_a_worker_beside_a_gpu_works_on_one_core_each(
             yield from ()
 
     session = SimpleNamespace(adapter=SimpleNamespace(device=torch.device("cuda")))
-    monkeypatch.setattr(crew, "_session", lambda *_: session)
+    monkeypatch.setattr(worker_module, "_session", lambda *_: session)
     here, there = multiprocessing.Pipe()
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        crew.serve(there, crew.Recipe({}, None, Noting(Asking({}, {})), tmp_path))
+        worker_module.serve(there, worker_module.Recipe({}, None, Noting(Asking({}, {})), tmp_path))
         assert (seen, torch.get_num_threads()) == ([3, 1], 3)
     finally:
         torch.set_num_threads(before)

@@ -6,7 +6,8 @@
 `phases`: in one session one clip after the other, and then so many readers x answers together. `gpus`: the
 command itself on so many GPUs in turn, with so many clips and logical cores (both threads of a core; 0: all)
 for each; from an early record to the last, as they are finished, so without loading (but `cpu_s`, of all
-cores, is with it). There are four different clips under many names, 640x360 at 30 frames a second with sound.
+cores, is with it). There are four different clips under many names, 640x360 with sound. What a clip costs the
+GPU hangs on its length, not on `--fps`; what it costs the cores, nearly all on their number.
 Without --model it is the 7B geometry with random weights.
 """
 
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -32,14 +34,14 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 QUESTION = "what is said in this clip and who says it?"
 LOOKS_S = 0.1
-FPS, RATE, WIDTH, HEIGHT = 30, 48_000, 640, 360
+RATE, WIDTH, HEIGHT = 48_000, 640, 360
 DIFFERENT = 4
 
 
 # ---- clips ------------------------------------------------------------------------------------------------
 
 
-def write_clip(path: Path, seconds: int, seed: int) -> None:
+def write_clip(path: Path, seconds: int, fps: int, seed: int) -> None:
     """H.264 and AAC: a box and a patterned background that both move, a tone that wavers."""
     rng = np.random.default_rng(seed)
     tiles = rng.integers(0, 255, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
@@ -47,11 +49,11 @@ def write_clip(path: Path, seconds: int, seed: int) -> None:
     time_s = np.arange(seconds * RATE) / RATE
     sound = (0.3 * np.sin(2 * np.pi * (200 + 50 * np.sin(time_s)) * time_s)).astype(np.float32)
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
+        video = container.add_stream("libx264", rate=fps, options={"preset": "veryfast"})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         audio = container.add_stream("aac", rate=RATE)
         audio.layout = "mono"
-        for number in range(seconds * FPS):
+        for number in range(seconds * fps):
             picture = np.roll(background, (number * 3, number * 5), (0, 1))
             left = number * 7 % (WIDTH // 2)
             picture[HEIGHT // 4 : HEIGHT // 2, left : left + WIDTH // 6] = number * 3 % 255
@@ -64,15 +66,16 @@ def write_clip(path: Path, seconds: int, seed: int) -> None:
         container.mux(audio.encode())
 
 
-def named(folder: Path, tag: str, count: int, seconds: int) -> Path:
+def named(folder: Path, tag: str, count: int, asked: argparse.Namespace) -> Path:
     """A folder with so many names of the clips, which are written once."""
     place = folder / tag
     place.mkdir()
+    sources = [folder / f"{number}.mp4" for number in range(min(DIFFERENT, count))]
+    missing = {source: number for number, source in enumerate(sources) if not source.exists()}
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda path: write_clip(path, asked.seconds, asked.fps, missing[path]), missing))
     for number in range(count):
-        source = folder / f"{seconds}-{number % DIFFERENT}.mp4"
-        if not source.exists():
-            write_clip(source, seconds, number)
-        os.link(source, place / f"{number:05d}.mp4")
+        os.link(sources[number % DIFFERENT], place / f"{number:05d}.mp4")
     return place
 
 
@@ -120,7 +123,7 @@ def phases(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     session = Session(ModelOptions(**asking.model))
 
     def run(tag: str, count: int, pace: Pace | None) -> dict[str, Any]:
-        files = sorted(named(folder, tag, count, asked.seconds).iterdir())
+        files = sorted(named(folder, tag, count, asked).iterdir())
         clips = [(Item(str(path), QUESTION, key=path.name),) for path in files]
         with watched() as looks:
             start = time.perf_counter()
@@ -156,7 +159,7 @@ def phases(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
 def gpus(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """A row for each number of GPUs."""
     for turn, count in enumerate(map(int, asked.gpus.split(","))):
-        place = named(folder, f"turn {turn}", asked.clips * count, asked.seconds)
+        place = named(folder, f"turn {turn}", asked.clips * count, asked)
         out = folder / f"{turn}.jsonl"
         options = [
             item
@@ -250,6 +253,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clips", type=int, default=128)
     parser.add_argument("--seconds", type=int, default=64)
+    parser.add_argument("--fps", type=int, default=30, help="frames a second of the clips")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--ratio", type=float, default=0.1)
     parser.add_argument("--paces", default="8x8,12x8")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lab.sweeping import ASKING, SETTINGS, run, timeless
+from seats_cli.batch import crew as crew_module
 from seats_cli.batch import devices as workers
 from seats_cli.batch.devices import choose_workers, shared_gpu
 from seats_cli.errors import ModelError, UsageError
@@ -102,14 +103,18 @@ def test_workers_find_what_one_session_finds_and_a_dead_one_costs_nothing(
 
 
 def test_a_crew_may_run_again_and_its_workers_end_by_themselves(
-    tiny_checkpoint_path: Path, tasks: list[ClipTask], plain: dict[str, Record]
+    tiny_checkpoint_path: Path,
+    tasks: list[ClipTask],
+    plain: dict[str, Record],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second time, one of the two has died in between."""
+    monkeypatch.setattr(crew_module, "GRACE_S", 60.0)  # a busy machine takes its time to end a process
     warned: list[str] = []
     with crew(tiny_checkpoint_path, 2, warned) as team:
         for died in (False, True):
             if died:
-                victim = team._workers[0].process
+                victim = next(worker for worker in team._workers if worker.ready).process
                 victim.kill()
                 victim.join()
             kept = run(team, tasks, warn=lambda message, _: warned.append(message))
