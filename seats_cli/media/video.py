@@ -17,7 +17,7 @@ from .index import VideoIndex
 from .nvdec import DOWNLOADED, ON_CPU, NotOnGpu, VideoDecoding, acceleration, why_not_track
 from .probe import Probe, Track, Warn
 
-_SEEK_GAIN = 16  # packets that a seek must skip to be worth it: fewer are decoded in the time it takes
+_SEEK_GAIN = 16  # packets that a seek must skip to be worth it: fewer are read in the time it takes
 
 # Codecs whose packets say for certain that no other frame needs theirs. In HEVC, frames of higher temporal
 # layers may need one that says so.
@@ -46,15 +46,15 @@ class MediaWindow:
 
 
 class _Missed(Exception):
-    """A frame did not come as the index says, or a packet is damaged, while some are skipped."""
+    """A frame did not come as the index says, or not as it would had nothing been left out."""
 
 
 class FrameReader:
     """Exact frames by their row in a `VideoIndex`, asked for in ascending order; a context manager.
 
-    Decodes with as many threads as `decoding` says, converts only the frames asked for, and seeks over groups
-    of pictures that hold none of them. Holds two decoded frames. What does not decode is replaced by the
-    nearest frame that does, and counted.
+    Decodes with as many threads as `decoding` says, converts only the frames asked for, and leaves out what
+    comes between the last of them in a group of pictures and the next group that holds one. Holds two decoded
+    frames. What does not decode is replaced by the nearest frame that does, and counted.
 
     `decoding` may name a GPU, which decodes as long as it gives the CPU's frames: the first one is decoded by
     both, and from the first that it lacks or refuses the CPU decodes. `gpu` says which one decodes now, None:
@@ -79,6 +79,7 @@ class FrameReader:
         self.damaged_packets = 0
         self.replaced: list[int] = []  # rows of the frames that another stands for
         self._may_seek = file.container in INDEXED and not index.by_number and len(index.keys) > 0
+        self._may_pass_over = self._may_seek
         self._usual = float(np.median(np.diff(index.ticks))) if len(index.ticks) > 1 else 0.0
         self._container: Any = None
         self._stream: Any = None
@@ -87,7 +88,8 @@ class FrameReader:
         self._previous: tuple[int, Any] | None = None
         self._current: tuple[int, Any] | None = None
         self._place: int | None = None  # packets of the index fed to the decoder so far, None if not known
-        self._landed: int | None = None  # the keyframe just sought to, until the next read
+        self._landed: int | None = None  # the keyframe just begun at, until the next read
+        self._key_came = False  # and its frame has been decoded
         self._number = 0  # of the next frame, where frames are known by number
         self._rgb: tuple[int, np.ndarray] | None = None
         self._wanted: set[int] | None = None  # places of the packets whose frames must come, None for all
@@ -110,16 +112,14 @@ class FrameReader:
 
     def read(self, row: int) -> np.ndarray:
         """Frame `row` of the index, (H,W,3) uint8 RGB, upright; raises `MediaFormat` if nothing decodes."""
-        try:
-            return self._read(row)
-        except NotOnGpu as refusal:
-            self.gpu, self.reason = None, str(refusal)
+        while True:  # each may happen once, in any order
+            try:
+                return self._read(row)
+            except NotOnGpu as refusal:
+                self.gpu, self.reason = None, str(refusal)
+            except _Missed:  # what stands for a frame is chosen among all of them
+                self._wanted, self.damaged_packets = None, 0
             self._open()
-            return self._read(row)
-        except _Missed:  # what stands for a frame is chosen among all of them
-            self._wanted, self.damaged_packets = None, 0
-            self._open()
-            return self._read(row)
 
     def _read(self, row: int) -> np.ndarray:
         target = int(self.index.ticks[row])
@@ -128,11 +128,15 @@ class FrameReader:
         self._seek_if_it_wins(row)
         damaged = self.damaged_packets
         ticks = self._decode_to(target)
+        landed, self._landed = self._landed, None
+        lost = landed is not None and not self._key_came
+        if lost and self.damaged_packets == damaged:
+            self._may_seek = False  # it needs what is before it (intra refresh), and others may
+            raise _Missed
         if ticks != target and self._wanted is not None:
             raise _Missed
-        landed, self._landed = self._landed, None
-        if ticks != target and landed is not None and (landed > 0 or not self.index.from_start):
-            # Right after a keyframe, references can lack (intra refresh): once more from one further back.
+        if landed is not None and (lost or ticks != target) and (landed > 0 or not self.index.from_start):
+            # Behind damage, what comes before the keyframe is the next best: once more from one further back.
             self.damaged_packets = damaged  # those since then come again
             self._seek_to_key(landed - 1)
             self._decode_to(target)
@@ -223,6 +227,8 @@ class FrameReader:
                     yield self._number, frame
                     self._number += 1
                 elif (ticks := frame_ticks(frame)) is not None:
+                    if self._landed is not None and ticks == self.index.keys[self._landed, 1]:
+                        self._key_came = True
                     yield ticks, frame
 
     def _skip_unless_wanted(self) -> None:
@@ -245,8 +251,11 @@ class FrameReader:
         if not self._may_seek or (self._current is not None and self._current[0] >= self.index.ticks[row]):
             return
         key = self.index.key_for(row)
-        if self._place is None or (key >= 0 and self.index.keys[key, 0] - self._place >= _SEEK_GAIN):
+        ahead = -1 if self._place is None or key < 0 else self.index.keys[key, 0] - self._place
+        if self._place is None or ahead >= _SEEK_GAIN:
             self._seek_to_key(key)
+        elif ahead > 0 and self._may_pass_over:
+            self._pass_over(key)
 
     def _seek_to_key(self, key: int) -> None:
         """Stands before keyframe `key`; if that fails, at the start of the file, and seeks no more."""
@@ -256,13 +265,34 @@ class FrameReader:
             pts = first.pts if first is not None and first.size else None
             landed = -1 if pts is None else int(np.argmax(self.index.keys[:, 1] == pts))
             if 0 <= landed <= key and self.index.keys[landed, 1] == pts:
-                self._place, self._landed = int(self.index.keys[landed, 0]), landed
-                self._previous = self._current = None
-                self._packets = _prepend(first, self._packets)
-                self._frames = self._decoded()
+                self._begin_at(landed, first)
                 return
         self._may_seek = False
         self._open()
+
+    def _pass_over(self, key: int) -> None:
+        """Stands before keyframe `key`, a little ahead, as after seeking to it; if the file is not as the
+        index says, at the start."""
+        assert self._place is not None  # what lies ahead is known
+        for packet in self._packets:
+            if not packet.size:
+                break
+            if self._place == self.index.keys[key, 0]:
+                if packet.pts != self.index.keys[key, 1]:
+                    break
+                self._stream.codec_context.flush_buffers()
+                self._begin_at(key, packet)
+                return
+            self._place += 1
+        self._may_pass_over = False
+        self._open()
+
+    def _begin_at(self, key: int, packet: Any) -> None:
+        """Goes on with the packet of keyframe `key` and an empty decoder."""
+        self._place, self._landed, self._key_came = int(self.index.keys[key, 0]), key, False
+        self._previous = self._current = None
+        self._packets = _prepend(packet, self._packets)
+        self._frames = self._decoded()
 
     def _upright(self, frame: Any) -> np.ndarray:
         if self.gpu is not None:  # from interleaved chroma, RGB would be interpolated by another rule

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
 from make_clips import pictures, write_clip
 from seats_cli.media import Sampling, open_clip
 from seats_cli.media import video as module
+from seats_cli.media.index import VideoIndex
 
 GROUPS = {
     "plain.mp4": {"b_frames": 3},
@@ -17,6 +19,7 @@ GROUPS = {
     "pyramid.mp4": {"b_frames": 7, "gop": 60, "x264": "b-pyramid=normal:ref=4:b-adapt=0"},
     "strict.mkv": {"b_frames": 5, "gop": 30, "x264": "b-pyramid=strict:weightb=1:b-adapt=0"},
     "refresh.mkv": {"b_frames": 2, "gop": 20, "x264": "intra-refresh=1"},
+    "quick_refresh.mp4": {"b_frames": 0, "gop": 4, "x264": "intra-refresh=1"},
     "fields.mp4": {"b_frames": 2, "gop": 24, "x264": "tff=1"},
     "stream.ts": {"b_frames": 3, "gop": 24},
 }
@@ -45,8 +48,9 @@ def read(path: Path, fps: float) -> tuple[list[np.ndarray], int, list[str]]:
 
 
 def both(path: Path, fps: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:  # everything from the start of the file on
         patch.setattr(module, "_SKIPPING", ())
+        patch.setattr(VideoIndex, "key_for", lambda self, row: -1)
         plain = read(path, fps)
     return plain, read(path, fps)
 
@@ -71,6 +75,70 @@ def test_frames_are_skipped(
     middle = len(counted) // 2
     assert sum(counted[middle:]) < 0.75 * sum(counted[:middle])
     assert np.array_equal(plain[0], skipping[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "share"),
+    [
+        ("short.mp4", {"gop": 15}, 0.7),  # the frames asked for drift through the groups
+        ("short.mkv", {"gop": 15, "codec": "mpeg4"}, 0.7),
+        ("open.mkv", {"b_frames": 3, "gop": 15, "x264": "open-gop=1"}, 0.8),
+        ("pictures.mov", {"codec": "mjpeg", "pixel_format": "yuvj420p"}, 0.1),  # each is a keyframe
+    ],
+)
+def test_the_rest_of_a_group_is_passed_over(
+    name: str,
+    options: dict[str, Any],
+    share: float,
+    tmp_path: Path,
+    counted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write_clip(tmp_path / name, pictures(180, 96, 64), **options)
+    plain, skipping = both(path, 2.0, monkeypatch)
+    assert np.array_equal(plain[0], skipping[0])
+    assert plain[1:] == skipping[1:]
+    assert len(counted) - 180 < share * 180  # packets of the second time
+
+
+def test_a_file_that_is_not_as_its_index_says_is_read_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_clip(tmp_path / "short.mp4", pictures(180, 96, 64), gop=15)
+    plain, _ = both(path, 2.0, monkeypatch)
+    starts: list[int] = []
+    whole, scan = module.FrameReader._open, VideoIndex.key_for
+
+    def opened(self: module.FrameReader) -> None:
+        starts.append(1)
+        whole(self)
+
+    def shifted(self: VideoIndex, row: int) -> int:
+        key = scan(self, row)
+        self.keys[max(key, 0) :, 1] += key > 2  # no packet has this time
+        return key
+
+    monkeypatch.setattr(module.FrameReader, "_open", opened)
+    monkeypatch.setattr(VideoIndex, "key_for", shifted)
+    assert np.array_equal(read(path, 2.0)[0], plain[0])
+    assert len(starts) == 2
+
+
+def test_behind_damaged_keyframes_groups_are_passed_over_again(
+    tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what refers to one looks as it would had the group before it been decoded."""
+    path = write_clip(tmp_path / "short.mp4", pictures(300, 96, 64), gop=10, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        for packet in [packet for packet in container.demux(video=0) if packet.is_keyframe][3:11:3]:
+            data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+    plain, skipping = both(path, 2.0, monkeypatch)
+    assert np.array_equal(plain[0], skipping[0])
+    assert "3 damaged video packets" in plain[2][0]
+    assert plain[1:] == skipping[1:]
+    assert len(counted) - 300 < 0.7 * 300
 
 
 @pytest.mark.parametrize("spoilt", [0.2, 0.37, 0.55, 0.7, 0.9])
