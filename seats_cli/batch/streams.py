@@ -3,12 +3,12 @@ of the CPU meanwhile."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 
 from seats_cli.measure.clock import recorded
+from seats_cli.model.kept import tensors_in
 
 
 @contextmanager
@@ -49,17 +49,5 @@ def take_over(made: Any, device: torch.device) -> None:
     nothing else before this stream is past it."""
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device)
-        for tensor in _tensors_in(made):
+        for tensor in tensors_in(made):
             tensor.record_stream(stream)
-
-
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in a value: in its fields, or in what it lists."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif is_dataclass(value):
-        for part in fields(value):
-            yield from _tensors_in(getattr(value, part.name))
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors_in(part)

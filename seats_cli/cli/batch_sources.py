@@ -95,8 +95,13 @@ def check_arguments(media: Sequence[str], question: str, *, listed: bool = False
 
 def files_of(terminal: Terminal, sources: Sources) -> list[str]:
     """Every file that is asked about, in order: those named, those in folders, those in lists. A folder
-    without any is a warning beside others; MediaMissing where nothing else is named."""
+    without any is a warning beside others, and so are options that are about folders where there is none;
+    MediaMissing where nothing else is named."""
     found: list[str] = []
+    if (sources.recursive or sources.globs) and not any(map(os.path.isdir, sources.media)):
+        terminal.warn(
+            "--recursive and --glob are about folders, and none is named: every file is asked about"
+        )
     empty: list[MediaMissing] = []
     for name in [*sources.media, *([] if sources.list_from is None else [sources.list_from])]:
         if name == STDIN or name is sources.list_from:

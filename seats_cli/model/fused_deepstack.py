@@ -14,7 +14,8 @@ from torch.nn import functional
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from seats_cli.model.fused_modules import ALIGNMENT, pack_rows, pad_columns
-from seats_cli.model.kernels import attention, finished, layer_norm, rotate_pairs
+from seats_cli.model.kept import Kept
+from seats_cli.model.kernels import attention, layer_norm, rotate_pairs
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class FusedDeepstackVision:
             packed = _pack(block, offset)
             self._blocks.append(packed)
             offset = packed.offset
-        self._plans: dict[tuple[int, int], GridPlan] = {}
+        self._plans: Kept[tuple[int, int], GridPlan] = Kept(self._patch.device)
 
     def __call__(
         self, patches: torch.Tensor, height: int, width: int
@@ -87,12 +88,8 @@ class FusedDeepstackVision:
         return _through(merger.mlp, merged), deepstack, qkv
 
     def plan(self, height: int, width: int) -> GridPlan:
-        """What grids of this size share, made once."""
-        if (height, width) not in self._plans:
-            made = self._make_plan(height, width)
-            finished(self._patch.device)
-            self._plans[height, width] = made
-        return self._plans[height, width]
+        """What grids of this size share."""
+        return self._plans.get((height, width), lambda: self._make_plan(height, width))
 
     def _make_plan(self, height: int, width: int) -> GridPlan:
         tower, device = self._tower, self._patch.device

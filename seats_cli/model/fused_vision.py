@@ -7,7 +7,6 @@ device.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from seats_cli.model.fused_modules import ALIGNMENT, pack_rows, pad_columns
-from seats_cli.model.kernels import attention, finished, rms_norm, rotate_pairs, silu_mul
+from seats_cli.model.kept import Kept
+from seats_cli.model.kernels import attention, rms_norm, rotate_pairs, silu_mul
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ class FusedVision:
             packed, offset = _pack(block, offset)
             self._blocks.append(packed)
         self._last_offset = offset
-        self._plans: dict[tuple[int, int], GridPlan] = {}
+        self._plans: Kept[tuple[int, int], GridPlan] = Kept(self._patch.device)
+        self._ends: Kept[tuple[Any, int], torch.Tensor] = Kept(self._patch.device)
+        self._rows: Kept[tuple[Any, int], list[torch.Tensor]] = Kept(self._patch.device)
 
     def __call__(
         self, patches: torch.Tensor, height: int, width: int, *, last: bool = False
@@ -102,12 +104,8 @@ class FusedVision:
         return tokens, qkv if last else None
 
     def plan(self, height: int, width: int) -> GridPlan:
-        """What grids of this size share, made once."""
-        if (height, width) not in self._plans:
-            made = self._make_plan(height, width)
-            finished(self._patch.device)
-            self._plans[height, width] = made
-        return self._plans[height, width]
+        """What grids of this size share."""
+        return self._plans.get((height, width), lambda: self._make_plan(height, width))
 
     def _make_plan(self, height: int, width: int) -> GridPlan:
         tower, device = self._tower, self._patch.device
@@ -140,24 +138,23 @@ class FusedVision:
             return seen.transpose(1, 2).reshape(n_rows, -1)
         query, key, value = qkv.view(n_rows, 3, self.n_heads, self.head_dim).unbind(1)
         if qkv.is_cuda and qkv.dtype != torch.float32:
-            ends = _window_ends(sizes, grids, qkv.device)
+            ends = self._ends.get((sizes, grids), lambda: _window_ends(sizes, grids, qkv.device))
             found = varlen_attn(query, key, value, ends, ends, max(sizes), max(sizes))
             assert isinstance(found, torch.Tensor)  # nothing else was asked for
             return found.reshape(n_rows, -1)
         seen = torch.empty_like(query, memory_format=torch.contiguous_format)
-        for rows in _rows_by_size(sizes, grids, qkv.device):
+        by_size = self._rows.get((sizes, grids), lambda: _rows_by_size(sizes, grids, qkv.device))
+        for rows in by_size:
             q, k, v = (part[rows].transpose(1, 2) for part in (query, key, value))
             seen[rows] = attention(q, k, v).transpose(1, 2)
         return seen.view(n_rows, -1)
 
 
-@lru_cache(maxsize=16)
 def _window_ends(sizes: tuple[int, ...], grids: int, device: torch.device) -> torch.Tensor:
     """Where each window begins, and the last ends: (windows + 1,) int32."""
     return torch.tensor([0, *sizes * grids]).cumsum(0).to(device, torch.int32)
 
 
-@lru_cache(maxsize=16)
 def _rows_by_size(sizes: tuple[int, ...], grids: int, device: torch.device) -> list[torch.Tensor]:
     """For each size, the rows of its windows: (windows, size) int64."""
     starts = torch.tensor([0, *sizes]).cumsum(0)

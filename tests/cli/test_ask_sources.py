@@ -82,6 +82,18 @@ def test_several_questions_read_a_clip_once(run: Run, script: Script, folder: Pa
     assert text == "==> videos/a.mp4: why? <==\na red star\n==> videos/a.mp4: how? <==\na red star\n"
 
 
+@pytest.mark.parametrize("option", [["--glob", "*.mp4"], ["--recursive"]])
+def test_options_about_folders_without_one_are_told(
+    run: Run, script: Script, folder: Path, option: list[str]
+) -> None:
+    told = "--recursive and --glob are about folders, and none is named"
+    for command in (["videos/a.mp4"], ["-", "--jsonl"]):
+        result = run("ask", *command, "why?", *option, input="videos/a.mp4\n")
+        assert result.exit_code == 0
+        assert result.stderr.count(told) == 1
+    assert told not in run("ask", "videos", "why?", *option).stderr
+
+
 def test_an_output_is_none_of_its_folder_s_files(run: Run, script: Script, folder: Path) -> None:
     command = ("ask", "videos", "why?", "--glob", "*", "-o", "videos/out.jsonl")
     assert run(*command).exit_code == 0
