@@ -8,6 +8,7 @@ once, each task alone, so that the guilty one is known; it is recorded as failed
 import multiprocessing
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -134,8 +135,9 @@ class Crew(Generic[Task, Job]):
                 _send(worker.link, None)
             else:
                 worker.process.terminate()
+        until = time.monotonic() + GRACE_S
         for worker in self._workers:
-            worker.process.join(GRACE_S)
+            worker.process.join(max(0.0, until - time.monotonic()))
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()

@@ -98,7 +98,10 @@ def files_of(terminal: Terminal, sources: Sources) -> list[str]:
     without any is a warning beside others, and so are options that are about folders where there is none;
     MediaMissing where nothing else is named."""
     found: list[str] = []
-    if (sources.recursive or sources.globs) and not any(map(os.path.isdir, sources.media)):
+    there = all(
+        name == STDIN or os.path.exists(name) for name in sources.media
+    )  # or a folder's name is wrong
+    if (sources.recursive or sources.globs) and there and not any(map(os.path.isdir, sources.media)):
         terminal.warn(
             "--recursive and --glob are about folders, and none is named: every file is asked about"
         )

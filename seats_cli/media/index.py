@@ -77,7 +77,7 @@ def _scan_from(file: Probe, track: Track, seek_s: float | None, end_s: float | N
             if packet.pts is None:
                 return None
             if packet.is_keyframe:
-                # mov seeks by decoding time, matroska by presentation time
+                # mov seeks by decoding time, often a group too far; matroska by presentation time
                 by_dts = file.container == "mov" and packet.dts is not None
                 keys.extend((place, packet.pts, packet.dts if by_dts else packet.pts))
             if not packet.is_discard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import av
@@ -54,7 +55,8 @@ class FrameReader:
 
     Decodes with as many threads as `decoding` says, converts only the frames asked for, and leaves out what
     comes between the last of them in a group of pictures and the next group that holds one. Holds two decoded
-    frames. What does not decode is replaced by the nearest frame that does, and counted.
+    frames. What does not decode is replaced by the nearest frame that does. Damaged packets are counted, but
+    for those left out.
 
     `decoding` may name a GPU, which decodes as long as it gives the CPU's frames: the first one is decoded by
     both, and from the first that it lacks or refuses the CPU decodes. `gpu` says which one decodes now, None:
@@ -83,13 +85,14 @@ class FrameReader:
         self._usual = float(np.median(np.diff(index.ticks))) if len(index.ticks) > 1 else 0.0
         self._container: Any = None
         self._stream: Any = None
-        self._packets: Iterator[Any] = iter(())
+        self._demuxed: Iterator[Any] = iter(())
+        self._packets: Iterator[Any] = iter(())  # the same, behind one that was looked at already
         self._frames: Iterator[tuple[int, Any]] = iter(())
         self._previous: tuple[int, Any] | None = None
         self._current: tuple[int, Any] | None = None
         self._place: int | None = None  # packets of the index fed to the decoder so far, None if not known
         self._landed: int | None = None  # the keyframe just begun at, until the next read
-        self._key_came = False  # and its frame has been decoded
+        self._key_came = False  # and its frame has come whole, and needed no other
         self._number = 0  # of the next frame, where frames are known by number
         self._rgb: tuple[int, np.ndarray] | None = None
         self._wanted: set[int] | None = None  # places of the packets whose frames must come, None for all
@@ -140,7 +143,11 @@ class FrameReader:
             self.damaged_packets = damaged  # those since then come again
             self._seek_to_key(landed - 1)
             self._decode_to(target)
+            lost = self._landed is not None and not self._key_came
             self._landed = None
+            if lost:
+                self._may_seek = False
+                raise _Missed
         near = [pair for pair in (self._previous, self._current) if pair is not None]
         missed = not near or min(abs(ticks - target) for ticks, _ in near) > 1.5 * self._usual
         if missed and self.gpu is not None:
@@ -176,7 +183,7 @@ class FrameReader:
         self._skip = "DEFAULT"
         self._landed = None
         self._number = round(self.track.first_s / self.index.time_base)
-        self._packets = packets(self._container, self._stream, self.file.guard)
+        self._packets = self._demuxed = packets(self._container, self._stream, self.file.guard)
         self._frames = self._decoded()
 
     def _open_on_gpu(self) -> Any:
@@ -228,7 +235,7 @@ class FrameReader:
                     self._number += 1
                 elif (ticks := frame_ticks(frame)) is not None:
                     if self._landed is not None and ticks == self.index.keys[self._landed, 1]:
-                        self._key_came = True
+                        self._key_came = frame.key_frame and not frame.is_corrupt
                     yield ticks, frame
 
     def _skip_unless_wanted(self) -> None:
@@ -260,12 +267,14 @@ class FrameReader:
     def _seek_to_key(self, key: int) -> None:
         """Stands before keyframe `key`; if that fails, at the start of the file, and seeks no more."""
         if key >= 0 and seek(self._container, self._stream, int(self.index.keys[key, 2])):
-            self._packets = packets(self._container, self._stream, self.file.guard)
+            self._packets = self._demuxed = packets(self._container, self._stream, self.file.guard)
             first = next(self._packets, None)
             pts = first.pts if first is not None and first.size else None
             landed = -1 if pts is None else int(np.argmax(self.index.keys[:, 1] == pts))
             if 0 <= landed <= key and self.index.keys[landed, 1] == pts:
                 self._begin_at(landed, first)
+                if landed < key and self._may_pass_over:  # many containers seek a group too far back
+                    self._pass_over(key)
                 return
         self._may_seek = False
         self._open()
@@ -275,7 +284,7 @@ class FrameReader:
         index says, at the start."""
         assert self._place is not None  # what lies ahead is known
         for packet in self._packets:
-            if not packet.size:
+            if not packet.size or packet.has_sidedata("new_extradata"):  # which the decoder must be told
                 break
             if self._place == self.index.keys[key, 0]:
                 if packet.pts != self.index.keys[key, 1]:
@@ -291,7 +300,7 @@ class FrameReader:
         """Goes on with the packet of keyframe `key` and an empty decoder."""
         self._place, self._landed, self._key_came = int(self.index.keys[key, 0]), key, False
         self._previous = self._current = None
-        self._packets = _prepend(packet, self._packets)
+        self._packets = chain((packet,), self._demuxed)
         self._frames = self._decoded()
 
     def _upright(self, frame: Any) -> np.ndarray:
@@ -352,8 +361,3 @@ def _no_frame(file: Probe) -> MediaFormat:
         f"{file.path}: no frame of the asked range decodes",
         hint="the file is damaged there; try another range",
     )
-
-
-def _prepend(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest

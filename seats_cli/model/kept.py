@@ -30,12 +30,15 @@ class Kept(Generic[Key, Made]):
         """What was made for `key`, or `make` makes it now."""
         with self._lock:
             made = self._kept.pop(key, None)
-            if made is None:
-                made = make()
-                finished(self._device)  # before other streams read it
-                if len(self._kept) == MOST:
+            if made is not None:
+                self._kept[key] = made
+        if made is None:
+            fresh = make()  # two threads may both; neither waits for the other
+            finished(self._device)  # before other streams read it
+            with self._lock:
+                made = self._kept.setdefault(key, fresh)
+                if len(self._kept) > MOST:
                     del self._kept[next(iter(self._kept))]
-            self._kept[key] = made
         if self._device.type == "cuda":
             stream = torch.cuda.current_stream(self._device)
             for tensor in tensors_in(made):

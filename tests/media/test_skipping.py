@@ -1,6 +1,7 @@
 """Frames that nobody asks for and no other needs are not decoded; those that are asked for stay the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from make_clips import pictures, write_clip
 from seats_cli.media import Sampling, open_clip
 from seats_cli.media import video as module
 from seats_cli.media.index import VideoIndex
+from seats_cli.media.nvdec import ON_CPU
 
 GROUPS = {
     "plain.mp4": {"b_frames": 3},
@@ -42,7 +44,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def read(path: Path, fps: float) -> tuple[list[np.ndarray], int, list[str]]:
     lines: list[str] = []
-    with open_clip(path, Sampling(fps=fps), warn=lines.append) as clip:
+    one = replace(ON_CPU, threads=1)  # with several, what the decoder mends differs from time to time
+    with open_clip(path, Sampling(fps=fps), warn=lines.append, decoding=one) as clip:
         frames = [frame for window in clip.video_windows(4) for frame in window.frames]  # type: ignore[union-attr]
         return frames, clip.frames_replaced, lines
 
@@ -99,6 +102,86 @@ def test_the_rest_of_a_group_is_passed_over(
     assert np.array_equal(plain[0], skipping[0])
     assert plain[1:] == skipping[1:]
     assert len(counted) - 180 < share * 180  # packets of the second time
+
+
+def test_any_number_of_groups_is_passed_over(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "long.mov", pictures(2400, 32, 32), codec="mjpeg", pixel_format="yuvj420p")
+    with open_clip(path, Sampling(fps=15.0, max_frames=2000), warn=pytest.fail) as clip:
+        assert sum(len(window.frame_times_s) for window in clip.video_windows(8)) == 1200
+
+
+def test_a_seek_that_lands_early_is_made_up_for(
+    tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mov, with frames out of order, lands a group before the one that it is asked for."""
+    path = write_clip(tmp_path / "long.mp4", pictures(600, 96, 64), gop=50, b_frames=3)
+    plain, skipping = both(path, 0.5, monkeypatch)
+    assert np.array_equal(plain[0], skipping[0])
+    assert len(counted) - 600 < 0.5 * 600
+
+
+class Marked:
+    """A packet with a new description of its track."""
+
+    def __init__(self, packet: Any) -> None:
+        self._packet = packet
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._packet, name)
+
+    def has_sidedata(self, name: str) -> bool:
+        return name == "new_extradata"
+
+
+def test_a_new_description_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg gives it with a packet, and the decoder needs it for those that follow."""
+    path = write_clip(tmp_path / "short.mp4", pictures(180, 96, 64), gop=15)
+    plain, _ = both(path, 2.0, monkeypatch)
+    opened: list[int] = []
+    whole = module.packets
+
+    def packets(*args: Any) -> Iterator[Any]:
+        opened.append(1)
+        for place, packet in enumerate(whole(*args)):
+            yield Marked(packet) if place == 44 and len(opened) == 1 else packet
+
+    monkeypatch.setattr(module, "packets", packets)
+    assert np.array_equal(read(path, 2.0)[0], plain[0])
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_a_file_that_calls_every_frame_a_keyframe(
+    codec: str, b_frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_clip(tmp_path / "keys.mp4", pictures(180, 96, 64), gop=15, codec=codec, b_frames=b_frames)
+    data = path.read_bytes()
+    assert data.count(b"stss") == 1
+    path.write_bytes(data.replace(b"stss", b"free"))
+    for fps in (1.0, 2.0, 7.0):
+        plain, skipping = both(path, fps, monkeypatch)
+        assert np.array_equal(plain[0], skipping[0])
+        assert plain[1:] == skipping[1:]
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mpeg2video"])
+def test_a_keyframe_that_the_decoder_mends(
+    codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what came before it, of which an empty decoder has nothing."""
+    whole = write_clip(tmp_path / "whole.mkv", pictures(180, 96, 64), gop=15, codec=codec).read_bytes()
+    rng = np.random.default_rng(0)
+    with av.open(str(tmp_path / "whole.mkv")) as container:
+        keys = [packet for packet in container.demux(video=0) if packet.is_keyframe][1:]
+    differ = 0
+    for packet in keys:
+        at = packet.pos + packet.size // 2
+        (tmp_path / "bad.mkv").write_bytes(whole[:at] + rng.bytes(8) + whole[at + 8 :])
+        plain, skipping = both(tmp_path / "bad.mkv", 3.3, monkeypatch)
+        assert np.array_equal(plain[0], skipping[0])
+        differ += not np.array_equal(plain[0], read(tmp_path / "whole.mkv", 3.3)[0])
+    assert differ > len(keys) // 2  # the damage is seen
 
 
 def test_a_file_that_is_not_as_its_index_says_is_read_from_the_start(
