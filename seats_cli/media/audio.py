@@ -24,6 +24,7 @@ CACHE_SECONDS = (
     20 * 60
 )  # the scan keeps the waveform of shorter clips (at most 77 MB); longer ones decode again
 _SOUNDFILE_FORMATS = {"wav", "w64", "aiff", "au", "caf", "flac", "mp3", "ogg"}
+_JOINED = 64  # decoded frames that are loaded at once, at most
 _BLOCK = 1 << 16  # samples read at once from a plain audio file
 _PREROLL_S = 1.0  # decoded and dropped before a range: overlapping codecs need what came before
 _DRIFT_S = (
@@ -235,7 +236,8 @@ def _decoded_pieces(source: Source, warn: Warn) -> Iterator[Piece]:
     track, rate, limit = source.track, source.track.rate, source.limit
     name = source.file.path.name
     stated = 0.0 if track.stated_end_s is None else (track.stated_end_s - source.start_s) * rate
-    at = 0  # samples given so far
+    run: list[Any] = []  # frames that make one piece: loading a frame at a time takes longer than decoding
+    at = 0  # samples given so far, or waiting
     offset = 0  # added to timestamps, once a clock has restarted
     began = silence = damaged = 0
     for frame, ticks_s in _frames(source):
@@ -257,6 +259,7 @@ def _decoded_pieces(source: Source, warn: Warn) -> Iterator[Piece]:
             offset, gap = offset - gap, 0
         silence += max(gap, 0) if began else 0
         if gap > 0 and at < limit:
+            yield from _joined(run)
             yield Piece(int(min(gap, limit - at)))
             at += gap
         if at >= limit:
@@ -264,9 +267,15 @@ def _decoded_pieces(source: Source, warn: Warn) -> Iterator[Piece]:
         began = 1
         low = min(max(-gap, 0), length)
         high = int(min(length, low + limit - at))
-        if high > low:
+        if high - low == length and frame.sample_rate == rate and _joins(run, frame):
+            run.append(frame)
+            if len(run) == _JOINED:
+                yield from _joined(run)
+        elif high > low:
+            yield from _joined(run)
             yield Piece(high - low, partial(_frame_mono, frame, rate, low, high))
-            at += high - low
+        at += max(high - low, 0)
+    yield from _joined(run)
     if damaged:
         warn(f"{name}: {damaged} damaged audio packet{'s' if damaged > 1 else ''} skipped")
     if silence > rate // 2:
@@ -304,7 +313,7 @@ def _readable(frame: Any) -> Any:
     PyAV (18.1) finds a planar frame's channels by a null pointer that FFmpeg does not promise: from 8
     channels (7.1) on it reads wild memory and the process dies. Interleaved samples are one plane and safe.
     """
-    if not frame.format.is_planar or len(frame.layout.channels) < _MAX_PLANES:
+    if not frame.format.is_planar or frame.layout.nb_channels < _MAX_PLANES:
         return frame
     try:
         interleaved = av.AudioResampler(format="flt").resample(frame)
@@ -313,11 +322,36 @@ def _readable(frame: Any) -> Any:
     return interleaved[0] if interleaved and interleaved[0].samples == frame.samples else None
 
 
+def _joins(run: list[Any], frame: Any) -> bool:
+    """Whether a frame may be loaded together with those before it."""
+    if frame.format.name != "fltp":
+        return False
+    return not run or frame.layout.nb_channels == run[0].layout.nb_channels
+
+
+def _joined(run: list[Any]) -> Iterator[Piece]:
+    """The piece that frames make, which are taken out of the list; none without frames."""
+    if run:
+        frames = tuple(run)
+        run.clear()
+        yield Piece(sum(frame.samples for frame in frames), partial(_frames_mono, frames))
+
+
+def _frames_mono(frames: Sequence[Any]) -> np.ndarray:
+    """What `_frame_mono` makes of each, one after the other."""
+    each = zip(*map(_channels, frames), strict=True)
+    return _mean([np.concatenate(channel) for channel in each])
+
+
+def _mean(channels: Sequence[np.ndarray]) -> np.ndarray:
+    """np.mean's value without its overhead, which is most of the time on frames of 1024 samples."""
+    mean: np.ndarray = reduce(np.add, channels) / np.float32(len(channels))
+    return mean
+
+
 def _frame_mono(frame: Any, rate: int, low: int, high: int) -> np.ndarray:
     """Samples low to high of a decoded frame: (n,) float32 in [-1, 1], mean of the channels, at `rate`."""
-    channels = _channels(frame)
-    # np.mean's value without its overhead, which is most of the time on frames of 1024 samples
-    mono = reduce(np.add, channels) / np.float32(len(channels))
+    mono = _mean(_channels(frame))
     if frame.sample_rate != rate:  # a broadcast may change its rate midway
         import soxr
 
@@ -334,7 +368,7 @@ def _channels(frame: Any) -> Sequence[np.ndarray]:
         return [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
     samples: np.ndarray = frame.to_ndarray()
     if not frame.format.is_planar:
-        samples = samples.reshape(-1, len(frame.layout.channels)).T
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype == np.uint8:
         samples = (samples.astype(np.float32) - 128) / 128
     elif samples.dtype.kind == "i":

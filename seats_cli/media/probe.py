@@ -186,7 +186,7 @@ def _try_track(
         "words": words if len(streams) > 1 else "",
     }
     if kind == "audio":
-        return Track(**common, rate=frame.sample_rate, channels=len(frame.layout.channels))
+        return Track(**common, rate=frame.sample_rate, channels=frame.layout.nb_channels)
     # A raw stream without timestamps counts as 25 fps by default; the guess reads the codec's own header.
     rate = (stream.average_rate if stream.start_time is not None else 0) or stream.guessed_rate or 0
     # Only quarter turns are applied; a phone writes nothing else.
