@@ -98,10 +98,9 @@ def files_of(terminal: Terminal, sources: Sources) -> list[str]:
     without any is a warning beside others, and so are options that are about folders where there is none;
     MediaMissing where nothing else is named."""
     found: list[str] = []
-    there = all(
-        name == STDIN or os.path.exists(name) for name in sources.media
-    )  # or a folder's name is wrong
-    if (sources.recursive or sources.globs) and there and not any(map(os.path.isdir, sources.media)):
+    misplaced = (sources.recursive or sources.globs) and not any(map(os.path.isdir, sources.media))
+    # What is not there may be a folder, and is an error of its own.
+    if misplaced and all(name == STDIN or os.path.exists(name) for name in sources.media):
         terminal.warn(
             "--recursive and --glob are about folders, and none is named: every file is asked about"
         )

@@ -24,8 +24,7 @@ CACHE_SECONDS = (
     20 * 60
 )  # the scan keeps the waveform of shorter clips (at most 77 MB); longer ones decode again
 _SOUNDFILE_FORMATS = {"wav", "w64", "aiff", "au", "caf", "flac", "mp3", "ogg"}
-_JOINED = 64  # decoded frames that are loaded at once, at most
-_BLOCK = 1 << 16  # samples read at once from a plain audio file
+_BLOCK = 1 << 16  # samples read at once from a plain audio file, and gathered from decoded frames
 _PREROLL_S = 1.0  # decoded and dropped before a range: overlapping codecs need what came before
 _DRIFT_S = (
     0.05  # timestamps may wander this much (they are rounded in mkv) before samples are moved to match them
@@ -269,7 +268,7 @@ def _decoded_pieces(source: Source, warn: Warn) -> Iterator[Piece]:
         high = int(min(length, low + limit - at))
         if high - low == length and frame.sample_rate == rate and _joins(run, frame):
             run.append(frame)
-            if len(run) == _JOINED:
+            if len(run) * length >= _BLOCK:  # frames of a file are about as long as each other
                 yield from _joined(run)
         elif high > low:
             yield from _joined(run)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from make_clips import pictures, tone, write_clip
+from seats_cli.batch import crew as crew_module
 from seats_cli.batch import team as module
 from seats_cli.batch import worker as worker_module
 from seats_cli.batch.crew import Worker, _Shift
@@ -178,6 +179,37 @@ def test_what_a_worker_had_in_hand_is_tried_once_more_each_alone(
     assert failed == [(0, "x", told), (0, "y", told)]
     assert shift.waiting == [2, 1, 0]
     assert shift.left[0] == []
+
+
+def test_workers_that_do_not_end_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Stuck:
+        """A process that ends only when it is killed."""
+
+        alive = True
+
+        def join(self, timeout: float = 0.0) -> None:
+            nonlocal now
+            now += timeout
+
+        def is_alive(self) -> bool:
+            return self.alive
+
+        def kill(self) -> None:
+            self.alive = False
+
+        terminate = join
+
+    monkeypatch.setattr(crew_module, "time", SimpleNamespace(monotonic=lambda: now))
+    crew: Any = AnsweringCrew.__new__(AnsweringCrew)
+    processes = [Stuck() for _ in range(3)]
+    link = SimpleNamespace(close=lambda: None)
+    crew._workers = [Worker("cpu", process, link) for process in processes]  # type: ignore[arg-type]
+    crew._place = SimpleNamespace(cleanup=lambda: None)
+    crew.close()
+    assert now == crew_module.GRACE_S
+    assert not any(process.alive for process in processes)
 
 
 def test_what_is_wrong_for_every_file_is_said_once(asking: Asking, tmp_path: Path) -> None:

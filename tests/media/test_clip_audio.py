@@ -212,12 +212,12 @@ def test_nan_and_infinity_become_silence(tmp_path, lines):
 @pytest.mark.parametrize("codec", ["aac", "libopus", "ac3"])
 def test_frames_that_are_loaded_together_are_those_loaded_one_by_one(tmp_path, monkeypatch, codec, cut):
     path = write_clip(tmp_path / "c.mkv", pictures(30, 32, 32), audio=tone(2.6, 48000, 2), audio_codec=codec)
-    monkeypatch.setattr(audio_room, "_JOINED", 5)
+    monkeypatch.setattr(audio_room, "_BLOCK", 5000)
     together = read(path, warn=lambda _: None, **cut)[1]
     joined, whole = [], audio_room._frames_mono
     monkeypatch.setattr(audio_room, "_frames_mono", lambda frames: joined.append(frames) or whole(frames))
     assert np.array_equal(read(path, warn=lambda _: None, **cut)[1], together)
-    assert max(map(len, joined)) == 5
+    assert 4 <= max(map(len, joined)) <= 6  # of 1536 to 960 samples
     monkeypatch.setattr(audio_room, "_joins", lambda run, frame: False)
     joined.clear()
     one_by_one = read(path, warn=lambda _: None, **cut)[1]

@@ -35,21 +35,25 @@ def test_the_shapes_that_were_asked_for_last_are_kept(few: None) -> None:
     assert len(table) == 2
 
 
-def test_threads_that_ask_at_once_get_the_same() -> None:
+def test_threads_that_make_at_once_wait_for_nobody_and_get_the_same() -> None:
     table: Kept[int, torch.Tensor] = Kept(CPU)
-    both = threading.Barrier(2)
+    both = threading.Barrier(2, timeout=30)
     found: list[torch.Tensor] = []
 
+    def make() -> torch.Tensor:
+        both.wait()  # for the other to be making it too
+        return torch.zeros(1)
+
     def ask() -> None:
-        both.wait()
-        found.append(table.get(0, lambda: torch.zeros(1)))
+        found.append(table.get(0, make))
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found[0] is found[1]
+    first, second = found
+    assert first is second
 
 
 class Noting(torch.Tensor):
