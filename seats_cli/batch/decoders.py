@@ -10,6 +10,9 @@ from seats_cli.media.process import AVAILABLE
 
 MOST = 16  # by default
 MOST_THREADS = 16  # of one that decodes; FFmpeg warns of more
+OVERTAKE = (
+    64  # where records are written in order: those of the clips that overtake one wait for it, unwritten
+)
 ANSWERS_AT_ONCE = 8  # likewise, where a CUDA graph decodes them
 
 
@@ -22,11 +25,13 @@ class Pace:
     slots:   answers that are decoded together, where a CUDA graph decodes them
     threads: of each reader's process; 0: one a core, which is quick for a single clip, while several at a
              time are then after the same cores
+    overtake: see `reading.ClipReader`
     """
 
     readers: int = 0
     slots: int = 1
     threads: int = 0
+    overtake: int | None = 0
 
     @property
     def ahead(self) -> int:
@@ -51,18 +56,19 @@ def choose_pace(
     hwaccel: str,
     n_clips: int,
     sharing: int = 1,
+    unordered: bool = False,
 ) -> Pace:
     """What was asked for, else: where the model is on a GPU and video is not, a reader for all but one of the
     cores, at most 16, shared between `sharing` processes that answer; none elsewhere, where decoding and the
     model are after the same cores. On a GPU with CUDA graphs 8 answers together. The readers share the
-    cores."""
+    cores. A clip that takes long is overtaken by as many as like to if records come unordered, else by 64."""
     own = cores() // sharing
     if readers is None:
         readers = min(MOST, max(own - 1, 0)) if on_gpu and hwaccel == "none" and AVAILABLE else 0
     readers = min(readers, n_clips)
     slots = slots or (ANSWERS_AT_ONCE if on_gpu and graphs else 1)
     threads = min(MOST_THREADS, max(1, own // readers)) if readers else 0
-    return Pace(readers, slots, threads)
+    return Pace(readers, slots, threads, None if unordered else OVERTAKE)
 
 
 @contextmanager

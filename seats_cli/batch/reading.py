@@ -64,13 +64,15 @@ class Stopped(BaseException):
 
 
 class ClipReader:
-    """Reads clips, up to `ahead` of them before they are taken, which is in their order; a context manager.
+    """Reads clips, up to `ahead` of them before they are taken; a context manager.
 
-    ahead:   0 reads each clip when it is asked for, in the thread that asks: the reference for the others.
-             At most `ahead` clips are held besides those that were taken, being read or waiting.
-    readers: threads, each with a clip of its own; more of them than `ahead` have nothing to do
-    openers: one a thread, who opens its clips and decodes them elsewhere (`DecoderProcess.open`); the others'
-             clips are decoded in this process
+    ahead:    0 reads each clip when it is asked for, in the thread that asks: the reference for the others.
+              At most `ahead` clips are held besides those that were taken, being read or waiting.
+    readers:  threads, each with a clip of its own; more of them than `ahead` have nothing to do
+    openers:  one a thread, who opens its clips and decodes them elsewhere (`DecoderProcess.open`); clips of
+              the others are decoded in this process
+    overtake: how many places before its turn a clip may be taken while earlier ones are still read, the
+              earliest of those that are ready; 0: in their order; None: any number
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class ClipReader:
         ahead: int = 1,
         readers: int = 1,
         openers: Sequence[DistantOpener] = (),
+        overtake: int | None = 0,
     ) -> None:
         self._session, self._asking, self._listener = session, asking, listener
         self._clips = iter(clips)
@@ -95,7 +98,10 @@ class ClipReader:
         self._room = threading.Semaphore(ahead)
         self._changed = threading.Condition()
         self._ready: dict[int, Opened | BaseException] = {}  # by place in the order
-        self._given = self._taken = 0  # places that were given to a thread, and taken
+        self._given = 0  # places that were given to a thread
+        self._earliest = 0  # place that was not taken yet
+        self._overtaken: set[int] = set()  # places behind it that were
+        self._overtake = overtake
         self._last: int | None = None  # the place behind the last clip, once it is known
         self.ended = False  # nothing more will come
         self._threads = [
@@ -118,8 +124,8 @@ class ClipReader:
             if wait:
                 self._changed.wait_for(
                     lambda: (
-                        self._taken in self._ready
-                        or self._taken == self._last
+                        self._due() is not None
+                        or self._earliest == self._last
                         or self._broken is not None
                         or self._stopping.is_set()
                     )
@@ -127,13 +133,17 @@ class ClipReader:
             if self._broken is not None:
                 self.ended = True
                 raise self._broken
-            if self._taken == self._last or self._stopping.is_set():
+            if self._earliest == self._last or self._stopping.is_set():
                 self.ended = True
                 return None
-            taken = self._ready.pop(self._taken, None)
-        if taken is None:
-            return None
-        self._taken += 1
+            place = self._due()
+            if place is None:
+                return None
+            taken = self._ready.pop(place)
+            self._overtaken.add(place)
+            while self._earliest in self._overtaken:
+                self._overtaken.remove(self._earliest)
+                self._earliest += 1
         self._room.release()
         if isinstance(taken, BaseException):
             self.ended = True
@@ -141,6 +151,16 @@ class ClipReader:
         if taken.read is not None:
             take_over(taken.read.encoded, self._session.adapter.device)
         return taken
+
+    def _due(self) -> int | None:
+        """The place of the clip to be taken now, if there is one. The end of everything overtakes nothing."""
+        place = min(self._ready, default=None)
+        if place is None or place == self._earliest:
+            return place
+        if isinstance(self._ready[place], BaseException):
+            return None
+        far = self._overtake is not None and place - self._earliest > self._overtake
+        return None if far else place
 
     def stop(self) -> None:
         """Nothing more is wanted: whoever waits in `take`, in whatever thread, gets None."""

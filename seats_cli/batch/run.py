@@ -51,7 +51,8 @@ class Arrival:
 
 
 class Arrivals:
-    """Questions in order, each prefilled when it is taken. Whoever decodes takes as many as it has room for.
+    """Questions in the order in which their clips come, each prefilled when it is taken. Whoever decodes
+    takes as many as it has room for.
 
     A clip is let go when the last of its questions was taken.
     """
@@ -161,6 +162,7 @@ def run_batch(
     ahead: int = 1,
     readers: int = 1,
     openers: Sequence[DistantOpener] = (),
+    overtake: int | None = 0,
     decode: Decoder = one_by_one,
 ) -> Iterator[Record]:
     """A record for every question, as they are finished.
@@ -169,6 +171,7 @@ def run_batch(
     ahead: clips that are read before they are needed; 0 reads each when its turn has come
     readers: of these, how many are read at the same time
     openers: of the readers, those who have their clips decoded elsewhere
+    overtake: see `ClipReader`
 
     What fails is a record, and the next one comes. Raises DeviceError, after the record of the question that
     it happened at, where the device itself is lost. Closing the iterator ends the reading.
@@ -176,7 +179,16 @@ def run_batch(
     adapter = session.adapter
     with (
         nullcontext() if adapter.fused else quick_attention(adapter.device),
-        ClipReader(session, clips, asking, listener, ahead=ahead, readers=readers, openers=openers) as reader,
+        ClipReader(
+            session,
+            clips,
+            asking,
+            listener,
+            ahead=ahead,
+            readers=readers,
+            openers=openers,
+            overtake=overtake,
+        ) as reader,
     ):
         arrivals = Arrivals(session, reader, asking, listener)
         for arrival, outcome in decode(session, arrivals, listener):

@@ -77,6 +77,7 @@ def answered(
             ahead=pace.ahead,
             readers=max(pace.readers, 1),
             openers=own if openers is None else openers,
+            overtake=pace.overtake,
             decode=together(pace.slots, ahead=pace.prefilled) if pace.slots > 1 else one_by_one,
         )
 

@@ -228,12 +228,13 @@ def gather_by_ray(terminal: Terminal, request: BatchRequest, stack: ExitStack) -
     """Actors of a Ray cluster; the stack lets go of it."""
     quieten_libraries(terminal)
     with leaving_at_once(terminal):
-        from seats_cli.batch.decoders import Pace
+        from seats_cli.batch.decoders import OVERTAKE, Pace
         from seats_cli.batch.ray_engine import RayTeam
         from seats_cli.batch.reading import Listener
 
     # What the cluster has is not known here: nothing is chosen for it, and each reader gets a thread.
-    pace = Pace(request.readers or 0, request.batch_size or 1, threads=1)
+    overtake = None if request.unordered else OVERTAKE
+    pace = Pace(request.readers or 0, request.batch_size or 1, threads=1, overtake=overtake)
     team = stack.enter_context(
         RayTeam(_asking(request), address=request.ray_address, actors=request.workers, pace=pace)
     )
@@ -274,6 +275,7 @@ def _pace(
             hwaccel=model["hwaccel"],
             n_clips=n_clips,
             sharing=len(devices or (None,)),
+            unordered=request.unordered,
         )
     whose = " each" if devices else ""
     terminal.detail(f"clips decoded at once by processes: {pace.readers}{whose}")

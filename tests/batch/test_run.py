@@ -206,6 +206,57 @@ def test_a_run_that_ends_waits_for_no_clip_that_others_would_send() -> None:
     never.set()
 
 
+@pytest.mark.parametrize(
+    ("overtake", "expected"), [(None, "bcdefa"), (5, "bcdefa"), (2, "bcadef"), (1, "bacdef"), (0, "abcdef")]
+)
+def test_a_clip_that_takes_long_is_overtaken(overtake: int | None, expected: str) -> None:
+    long, taken = threading.Event(), []
+
+    class Slow(Reads):
+        def read(self, path: str, *_: Any, **options: Any) -> Any:
+            if path == "a":
+                long.wait(30)
+
+    slow: Any = Slow()
+    with ClipReader(
+        slow, named(*"abcdef"), ASKING, Listener(), ahead=2, readers=2, overtake=overtake
+    ) as reader:
+        for place in range(6):
+            if place == expected.index("a"):
+                time.sleep(0.2)  # whoever is read meanwhile may not be taken
+                assert reader.take(wait=False) is None
+                long.set()
+            opened = reader.take()
+            assert opened is not None
+            taken.append(opened.items[0].key)
+        assert reader.take() is None
+        assert reader.ended
+    assert taken[: expected.index("a") + 1] == list(expected)[: expected.index("a") + 1]
+    assert sorted(taken) == list("abcdef")
+
+
+def test_the_end_of_the_list_overtakes_no_clip() -> None:
+    long = threading.Event()
+
+    def handed() -> Iterator[Clip]:
+        yield from named("a")
+        raise RuntimeError("the list ends")
+
+    def read() -> None:
+        long.wait(30)
+
+    reads: Any = Reads(read)
+    with ClipReader(reads, handed(), ASKING, Listener(), ahead=2, readers=2, overtake=None) as reader:
+        time.sleep(0.2)
+        assert reader.take(wait=False) is None
+        long.set()
+        opened = reader.take()
+        assert opened is not None
+        assert opened.items[0].key == "a"
+        with pytest.raises(RuntimeError, match="the list ends"):
+            reader.take()
+
+
 def test_threads_that_do_not_end_are_given_one_time_together(monkeypatch: pytest.MonkeyPatch) -> None:
     from seats_cli.batch import reading
 

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -187,11 +188,19 @@ def gpus(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
             told.seek(0)
             summary = told.read().strip().splitlines()[-1:]
         yield steady(lines, 8 * count, looks) | {
+            "seconds_a_clip": stages(out),
             "gpus": count,
             "cores": cores,
             "cpu_s": round(children_s() - used_s, 1),
             "summary": summary,
         }
+
+
+def stages(out: Path) -> dict[str, float]:
+    """What a record's stages took, in the middle: the median of each of `timing`."""
+    timings = [record["timing"] for record in map(json.loads, out.read_text().splitlines()) if record["ok"]]
+    names = timings[0] if timings else {}
+    return {name: round(statistics.median(timing[name] for timing in timings), 3) for name in names}
 
 
 def whole_cores() -> list[int]:
