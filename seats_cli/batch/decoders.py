@@ -9,6 +9,9 @@ from seats_cli.media import DecoderProcess, DistantOpener
 from seats_cli.media.process import AVAILABLE
 
 MOST = 16  # by default
+MOST_ON_GPU = (
+    4  # likewise, where the GPU decodes: each holds a context there, and they are in each other's way
+)
 MOST_THREADS = 16  # of one that decodes; FFmpeg warns of more
 OVERTAKE = (
     64  # where records are written in order: those of the clips that overtake one wait for it, unwritten
@@ -36,7 +39,7 @@ class Pace:
     @property
     def ahead(self) -> int:
         """Clips that are read before they are needed: those in the making, and some that are ready."""
-        return self.readers + 2 if self.readers else 1
+        return self.readers + max(2, self.readers // 4) if self.readers else 1
 
     @property
     def prefilled(self) -> int:
@@ -58,13 +61,15 @@ def choose_pace(
     sharing: int = 1,
     unordered: bool = False,
 ) -> Pace:
-    """What was asked for, else: where the model is on a GPU and video is not, a reader for all but one of the
-    cores, at most 16, shared between `sharing` processes that answer; none elsewhere, where decoding and the
-    model are after the same cores. On a GPU with CUDA graphs 8 answers together. The readers share the
-    cores. A clip that takes long is overtaken by as many as like to if records come unordered, else by 64."""
+    """What was asked for, else: where the model is on a GPU, a reader for all but one of the cores, at most
+    16, or 4 where video is decoded there too, shared between `sharing` processes that answer; none elsewhere,
+    where decoding and the model are after the same cores. On a GPU with CUDA graphs 8 answers together. The
+    readers share the cores. A clip that takes long is overtaken by any number of others if records come
+    unordered, else by 64."""
     own = cores() // sharing
     if readers is None:
-        readers = min(MOST, max(own - 1, 0)) if on_gpu and hwaccel == "none" and AVAILABLE else 0
+        most = MOST if hwaccel == "none" else MOST_ON_GPU
+        readers = min(most, max(own - 1, 0)) if on_gpu and AVAILABLE else 0
     readers = min(readers, n_clips)
     slots = slots or (ANSWERS_AT_ONCE if on_gpu and graphs else 1)
     threads = min(MOST_THREADS, max(1, own // readers)) if readers else 0

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import av
 from av.codec.hwaccel import HWAccel
@@ -22,6 +24,9 @@ CODECS = ("h264", "hevc", "vp8", "vp9")  # others round, and PyAV's decoder of A
 # The pixel format that the CPU decodes to -> that in which the same picture comes from the GPU.
 # Ten bits are not among them: on an H200 they came back up to 111 of 255 away from the CPU's.
 DOWNLOADED = {"yuv420p": "nv12", "yuvj420p": "nv12"}
+HELD = "cuda"  # the pixel format of a frame in the GPU's memory
+_MAY_STAY = hasattr(HWAccel, "is_hw_owned")  # from PyAV 17 on
+SPARE_FRAMES = 4  # that the decoder makes room for beside its own: `FrameReader` holds two, one is on its way
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,30 @@ def choose_decoding(asked: str, gpu: int | None) -> VideoDecoding:
 
 
 def acceleration(gpu: int) -> HWAccel:
-    """What `av.open` takes to decode on a GPU and give frames in the host's memory.
+    """What `av.open` takes to decode on a GPU. Frames stay there until they are converted, where PyAV lets
+    them: most are never looked at, and copying them to the host takes longer than decoding them.
 
     FFmpeg's own way back to the CPU stays open: the frames from there can be told by their format, while
     without it a decoder that cannot run looks like a damaged file.
     """
-    return HWAccel("cuda", device=str(gpu), allow_software_fallback=True)
+    stay: dict[str, Any] = {}
+    if _MAY_STAY:
+        # The device's primary context only where it is FFmpeg's: PyTorch makes it in another mode, and
+        # FFmpeg then refuses it.
+        stay = {"is_hw_owned": True, "options": {"primary_ctx": "1" if gpu in _held else "0"}}
+    return HWAccel("cuda", device=str(gpu), allow_software_fallback=True, **stay)
+
+
+_held: dict[int, HWAccel] = {}
+
+
+def hold(gpu: int) -> None:
+    """Keep one CUDA context for all files of this process, which must not use PyTorch: each would make its
+    own, in some tenths of a second. Where that fails they do."""
+    if _MAY_STAY and gpu not in _held:
+        with suppress(av.FFmpegError, NotImplementedError):
+            device = HWAccel("cuda", device=str(gpu), options={"primary_ctx": "1"})
+            _held[gpu] = device.create(av.Codec("h264", "r"))
 
 
 def why_not(gpu: int) -> str | None:

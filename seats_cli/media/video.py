@@ -15,7 +15,16 @@ from av.video.reformatter import VideoReformatter
 from ..errors import MediaFormat
 from .container import INDEXED, decode, frame_ticks, open_container, packets, seek, stream_of
 from .index import VideoIndex
-from .nvdec import DOWNLOADED, ON_CPU, NotOnGpu, VideoDecoding, acceleration, why_not_track
+from .nvdec import (
+    DOWNLOADED,
+    HELD,
+    ON_CPU,
+    SPARE_FRAMES,
+    NotOnGpu,
+    VideoDecoding,
+    acceleration,
+    why_not_track,
+)
 from .probe import Probe, Track, Warn
 
 _SEEK_GAIN = 16  # packets that a seek must skip to be worth it: fewer are read in the time it takes
@@ -96,7 +105,7 @@ class FrameReader:
         self._number = 0  # of the next frame, where frames are known by number
         self._rgb: tuple[int, np.ndarray] | None = None
         self._wanted: set[int] | None = None  # places of the packets whose frames must come, None for all
-        if rows is not None and self.gpu is None and track.codec in _SKIPPING and not index.by_number:
+        if rows is not None and track.codec in _SKIPPING and not index.by_number:
             self._wanted = set(index.order[rows].tolist())
         self._to_rgb = VideoReformatter()  # a frame's own would set its tables up anew
         self._open()
@@ -197,7 +206,9 @@ class FrameReader:
         except av.FFmpegError as error:  # of the device: without it, this file has been opened before
             self.gpu, self.reason = None, f"the GPU's decoder does not open: {error.strerror}"
             return None
-        if stream_of(container, self.track.index).codec_context.is_hwaccel:
+        codec = stream_of(container, self.track.index).codec_context
+        if codec.is_hwaccel:
+            codec.options = {**codec.options, "extra_hw_frames": str(SPARE_FRAMES)}
             return container
         container.close()
         self.gpu, self.reason = None, f"FFmpeg has no GPU decoder of {self.track.codec}"
@@ -228,7 +239,10 @@ class FrameReader:
                     raise _Missed
                 self.damaged_packets += 1
             for frame in frames or ():
-                if self.gpu is not None and frame.format.name != DOWNLOADED[self.track.pixel_format]:
+                if self.gpu is not None and frame.format.name not in (
+                    HELD,
+                    DOWNLOADED[self.track.pixel_format],
+                ):
                     raise NotOnGpu(f"FFmpeg leaves this {self.track.codec} to the CPU")
                 if self.index.by_number:
                     yield self._number, frame

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SeatsError, unexpected
+from . import nvdec
 from .clip import Clip, MediaInfo, open_clip
 from .limits import Limits
 from .nvdec import VideoDecoding
@@ -147,6 +148,8 @@ class _Desk:
         self, folder: str | None, path: str, sampling: Sampling, decoding: VideoDecoding, limits: Limits
     ) -> tuple[Any, ...]:
         self._close()
+        if decoding.gpu is not None:
+            nvdec.hold(decoding.gpu)
         if folder is not None:
             os.chdir(folder)  # the parent's, to which the path refers
         self.clip = open_clip(

@@ -111,7 +111,7 @@ def test_a_fallback_inside_ffmpeg_is_told(clip_file, gpu, lines):
 def test_the_cpu_takes_over_midway(clip_file, gpu, lines, sampling):
     path, _ = clip_file("bframes.mkv")
     download = gpu.download
-    gpu.download = lambda frame: download(frame) if gpu.at < 60 else frame
+    gpu.download = lambda frame: download(frame) if gpu.at < 30 else frame
     clip, frames = read(path, GPU, lines.append, **sampling)
     assert np.array_equal(frames, read(path, VideoDecoding(), **sampling)[1])
     assert clip.video_decoder == "nvdec+cpu"
@@ -242,7 +242,50 @@ def test_a_choice_that_does_not_exist():
 
 def test_the_acceleration_is_that_gpus_and_may_fall_back(monkeypatch):
     monkeypatch.setattr(nvdec_module, "HWAccel", lambda *words, **named: (words, named))
-    assert acceleration(3) == (("cuda",), {"device": "3", "allow_software_fallback": True})
+    assert acceleration(3) == (
+        ("cuda",),
+        {
+            "device": "3",
+            "allow_software_fallback": True,
+            "is_hw_owned": True,
+            "options": {"primary_ctx": "0"},
+        },
+    )
+
+
+def test_a_context_that_is_held_serves_every_file(monkeypatch):
+    class Accelerated:
+        def __init__(self, *_, options, **named):
+            self.options = options
+
+        def create(self, codec):
+            if self.options["primary_ctx"] != "1":
+                raise AssertionError("the device's own context is the one to hold")
+            made.append(codec.name)
+            return self
+
+    made = []
+    monkeypatch.setattr(nvdec_module, "_held", {})
+    monkeypatch.setattr(nvdec_module, "HWAccel", Accelerated)
+    nvdec_module.hold(1)
+    nvdec_module.hold(1)
+    assert made == ["h264"]
+    assert acceleration(1).options == {"primary_ctx": "1"}
+    assert acceleration(0).options == {"primary_ctx": "0"}
+
+
+def test_a_context_that_cannot_be_held_is_each_file_s(monkeypatch):
+    class Refused:
+        def __init__(self, *_, options, **named):
+            self.options = options
+
+        def create(self, codec):
+            raise av.error.PermissionError(1, "no driver")
+
+    monkeypatch.setattr(nvdec_module, "_held", {})
+    monkeypatch.setattr(nvdec_module, "HWAccel", Refused)
+    nvdec_module.hold(0)
+    assert acceleration(0).options == {"primary_ctx": "0"}
 
 
 def test_why_a_gpu_cannot():
