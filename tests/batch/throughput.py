@@ -2,18 +2,23 @@
 
     python tests/batch/throughput.py phases OUT.json --clips 128 --paces 8x8,12x8
     python tests/batch/throughput.py gpus OUT.json --clips 200 --gpus 4,1,2,4,1 --cores 16
+    python tests/batch/throughput.py turns OUT.json --clips 300
 
 `phases`: in one session one clip after the other, and then so many readers x answers together. `gpus`: the
 command itself on so many GPUs in turn, with so many clips and logical cores (both threads of a core; 0: all)
 for each; from an early record to the last, as they are finished, so without loading (but `cpu_s`, of all
 cores, is with it). There are four different clips under many names, 640x360 with sound. What a clip costs the
 GPU hangs on its length, not on `--fps`; what it costs the cores, nearly all on their number.
+`turns`: no file and no model: what comes of readers whose clips take unequal times to read, five times as
+fast as the clock, in their turn and with clips that overtake others.
 Without --model it is the 7B geometry with random weights.
 """
 
 import argparse
 import json
+import math
 import os
+import random
 import re
 import shlex
 import statistics
@@ -37,6 +42,7 @@ QUESTION = "what is said in this clip and who says it?"
 LOOKS_S = 0.1
 RATE, WIDTH, HEIGHT = 48_000, 640, 360
 DIFFERENT = 4
+SHARES = {"median": 0.5, "p90": 0.9, "most": 1.0}
 
 
 # ---- clips ------------------------------------------------------------------------------------------------
@@ -196,11 +202,66 @@ def gpus(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def stages(out: Path) -> dict[str, float]:
-    """What a record's stages took, in the middle: the median of each of `timing`."""
+def stages(out: Path) -> dict[str, dict[str, float]]:
+    """What each of a record's stages took: mean, median, nine tenths at most, most."""
     timings = [record["timing"] for record in map(json.loads, out.read_text().splitlines()) if record["ok"]]
-    names = timings[0] if timings else {}
-    return {name: round(statistics.median(timing[name] for timing in timings), 3) for name in names}
+    ordered = {name: sorted(timing[name] for timing in timings) for name in (timings or [{}])[0]}
+    return {
+        name: {
+            "mean": round(statistics.mean(values), 3),
+            **{key: round(values[int(share * (len(values) - 1))], 3) for key, share in SHARES.items()},
+        }
+        for name, values in ordered.items()
+    }
+
+
+def turns(asked: argparse.Namespace, _: Path) -> Iterator[dict[str, Any]]:
+    """A row for each spread of the times that reading takes, in turn and overtaking."""
+    import torch
+
+    from seats_cli.batch.decoders import Pace
+    from seats_cli.batch.reading import ClipReader, Listener
+    from seats_cli.batch.records import Asking
+    from seats_cli.batch.sources import Item
+
+    faster, reading_s, answering_s, pace = 5, 2.1, 0.175, Pace(readers=15)
+
+    class Sleeps:
+        adapter = argparse.Namespace(device=torch.device("cpu"))
+
+        def __init__(self, spread: float) -> None:
+            self._sigma = math.sqrt(math.log(1 + spread**2))
+            self._random = random.Random(0)
+
+        def read(self, *_: Any, **options: Any) -> None:
+            seconds = self._random.lognormvariate(math.log(reading_s) - self._sigma**2 / 2, self._sigma)
+            time.sleep(seconds / faster)
+
+    clips = [(Item(str(number), QUESTION, key=str(number)),) for number in range(asked.clips)]
+    for spread in (0.2, 0.4, 0.8):
+        for overtake in (0, None):
+            session: Any = Sleeps(spread)
+            start = time.perf_counter()
+            with ClipReader(
+                session,
+                clips,
+                Asking({}, {}),
+                Listener(),
+                ahead=pace.ahead,
+                readers=pace.readers,
+                overtake=overtake,
+            ) as reader:
+                while reader.take() is not None:
+                    time.sleep(answering_s / faster)
+            yield {
+                "reading_s": reading_s,
+                "spread": spread,
+                "answering_s": answering_s,
+                "readers": pace.readers,
+                "ahead": pace.ahead,
+                "overtake": overtake,
+                "clips_per_s": round(len(clips) / (time.perf_counter() - start) / faster, 2),
+            }
 
 
 def whole_cores() -> list[int]:
@@ -251,11 +312,14 @@ def model_of(asked: argparse.Namespace) -> dict[str, str]:
     return {"model": asked.model, "device": asked.device, "load_format": asked.load_format}
 
 
+MODES = {"phases": phases, "gpus": gpus, "turns": turns}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("phases", "gpus"))
+    parser.add_argument("what", choices=MODES)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="omni-7b")
     parser.add_argument("--load-format", default="dummy")
@@ -273,7 +337,7 @@ def main() -> None:
     options = {name: value for name, value in vars(asked).items() if name != "out"}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in (phases if asked.what == "phases" else gpus)(asked, Path(folder)):
+        for row in MODES[asked.what](asked, Path(folder)):
             rows.append(row)
             print({name: value for name, value in row.items() if name != "lines_at_s"}, flush=True)
             asked.out.write_text(
