@@ -59,16 +59,17 @@ def choose_pace(
     hwaccel: str,
     n_clips: int,
     sharing: int = 1,
+    on_one_gpu: int = 1,
     unordered: bool = False,
 ) -> Pace:
-    """What was asked for, else: where the model is on a GPU, a reader for all but one of the cores, at most
-    16, or 4 where video is decoded there too, shared between `sharing` processes that answer; none elsewhere,
-    where decoding and the model are after the same cores. On a GPU with CUDA graphs 8 answers together. The
-    readers share the cores. A clip that takes long is overtaken by any number of others if records come
-    unordered, else by 64."""
+    """What was asked for, else, for each of `sharing` processes that answer: where the model is on a GPU, a
+    reader for all but one of its share of the cores, at most 16, and where video is decoded there too at most
+    4, shared between the `on_one_gpu`; none elsewhere, where decoding and the model are after the same cores.
+    On a GPU with CUDA graphs 8 answers together. The readers share the cores. A clip that takes long is
+    overtaken by any number of others if records come unordered, else by 64."""
     own = cores() // sharing
     if readers is None:
-        most = MOST if hwaccel == "none" else MOST_ON_GPU
+        most = MOST if hwaccel == "none" else max(1, MOST_ON_GPU // on_one_gpu)
         readers = min(most, max(own - 1, 0)) if on_gpu and AVAILABLE else 0
     readers = min(readers, n_clips)
     slots = slots or (ANSWERS_AT_ONCE if on_gpu and graphs else 1)

@@ -100,7 +100,7 @@ class ClipReader:
         self._ready: dict[int, Opened | BaseException] = {}  # by place in the order
         self._given = 0  # places that were given to a thread
         self._earliest = 0  # place that was not taken yet
-        self._overtaken: set[int] = set()  # places behind it that were
+        self._early: set[int] = set()  # places behind it that were
         self._overtake = overtake
         self._last: int | None = None  # the place behind the last clip, once it is known
         self.ended = False  # nothing more will come
@@ -140,9 +140,9 @@ class ClipReader:
             if place is None:
                 return None
             taken = self._ready.pop(place)
-            self._overtaken.add(place)
-            while self._earliest in self._overtaken:
-                self._overtaken.remove(self._earliest)
+            self._early.add(place)
+            while self._earliest in self._early:
+                self._early.remove(self._earliest)
                 self._earliest += 1
         self._room.release()
         if isinstance(taken, BaseException):
@@ -153,7 +153,8 @@ class ClipReader:
         return taken
 
     def _due(self) -> int | None:
-        """The place of the clip to be taken now, if there is one. The end of everything overtakes nothing."""
+        """The place of the clip to be taken now, if there is one. What ends everything overtakes nothing, and
+        is overtaken by nothing."""
         place = min(self._ready, default=None)
         if place is None or place == self._earliest:
             return place

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def _ask_all(
                     order.flush()
                     return 1
     except KeyboardInterrupt:
-        if request.output is not None and not output.torn:  # on a screen nothing comes after ^C
+        if not output.torn and not (request.output is None and terminal.streams_answers):  # no text after ^C
             order.flush()
         return opt.INTERRUPTED
     except Exception:
@@ -266,15 +267,18 @@ def _pace(
     with leaving_at_once(terminal):
         from seats_cli.batch.decoders import choose_pace
         from seats_cli.batch.devices import on_gpu, shared_gpu
+        from seats_cli.media.nvdec import why_not
 
+        by_gpu = model["hwaccel"] != "none" and why_not(0) is None
         pace = choose_pace(
             request.readers,
             request.batch_size,
             on_gpu=on_gpu(model["device"]),
             graphs=model["compile"] and model["graphs"] and not shared_gpu(devices or ()),
-            hwaccel=model["hwaccel"],
+            hwaccel=model["hwaccel"] if by_gpu else "none",
             n_clips=n_clips,
             sharing=len(devices or (None,)),
+            on_one_gpu=max(Counter(devices or (None,)).values()),
             unordered=request.unordered,
         )
     whose = " each" if devices else ""

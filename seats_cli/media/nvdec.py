@@ -84,17 +84,18 @@ def acceleration(gpu: int) -> HWAccel:
     if _MAY_STAY:
         # The device's primary context only where it is FFmpeg's: PyTorch makes it in another mode, and
         # FFmpeg then refuses it.
-        stay = {"is_hw_owned": True, "options": {"primary_ctx": "1" if gpu in _held else "0"}}
+        stay = {"is_hw_owned": True, "options": {"primary_ctx": "1" if _held.get(gpu) else "0"}}
     return HWAccel("cuda", device=str(gpu), allow_software_fallback=True, **stay)
 
 
-_held: dict[int, HWAccel] = {}
+_held: dict[int, HWAccel | None] = {}  # None: it cannot be
 
 
 def hold(gpu: int) -> None:
     """Keep one CUDA context for all files of this process, which must not use PyTorch: each would make its
     own, in some tenths of a second. Where that fails they do."""
     if _MAY_STAY and gpu not in _held:
+        _held[gpu] = None
         with suppress(av.FFmpegError, NotImplementedError):
             device = HWAccel("cuda", device=str(gpu), options={"primary_ctx": "1"})
             _held[gpu] = device.create(av.Codec("h264", "r"))

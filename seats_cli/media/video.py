@@ -319,7 +319,10 @@ class FrameReader:
 
     def _upright(self, frame: Any) -> np.ndarray:
         if self.gpu is not None:  # from interleaved chroma, RGB would be interpolated by another rule
-            frame = frame.reformat(format=self.track.pixel_format, **_ONE_THREAD)
+            try:
+                frame = frame.reformat(format=self.track.pixel_format, **_ONE_THREAD)
+            except av.FFmpegError as error:  # of the copy to the host
+                raise NotOnGpu(f"the GPU does not hand a frame over: {error.strerror}") from None
         if (frame.width, frame.height) != (self.track.width, self.track.height):
             frame = frame.reformat(width=self.track.width, height=self.track.height, **_ONE_THREAD)
         rgb = self._to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()

@@ -148,8 +148,6 @@ class _Desk:
         self, folder: str | None, path: str, sampling: Sampling, decoding: VideoDecoding, limits: Limits
     ) -> tuple[Any, ...]:
         self._close()
-        if decoding.gpu is not None:
-            nvdec.hold(decoding.gpu)
         if folder is not None:
             os.chdir(folder)  # the parent's, to which the path refers
         self.clip = open_clip(
@@ -160,6 +158,8 @@ class _Desk:
             limits=limits,
             beat=self._beat,
         )
+        if decoding.gpu is not None and self.clip.frame_bytes:
+            nvdec.hold(decoding.gpu)
         return "opened", Facts.of(self.clip)
 
     def _image(self) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from seats_cli.batch.records import Asking, Record
 from seats_cli.batch.run import run_batch
 from seats_cli.batch.sources import Item
 from seats_cli.batch.team import AnsweringCrew, Listener, answered
-from seats_cli.media import DecoderProcess
+from seats_cli.media import DecoderProcess, open_clip
 from seats_cli.session import ModelOptions, Session
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="there are no decoder processes")
@@ -63,6 +64,25 @@ def test_records_are_those_of_this_process(
     assert [record["ok"] for record in plain] == [True, True, False, True, True]
     assert plain[1]["warnings"] != []
     assert timeless(answered(session, clips, asking, Pace(readers=2))) == plain
+
+
+def test_a_clip_that_takes_long_is_overtaken(
+    session: Session, asking: Asking, clips: list[Clip], plain: list[Record]
+) -> None:
+    """From the pace to the reader."""
+    others_done = threading.Event()
+
+    def opening(path: Any, *rest: Any, check: Any, **options: Any) -> Any:
+        if Path(path).name == "a.mp4":
+            others_done.wait(60)
+        return open_clip(path, *rest, **options)
+
+    records = answered(session, clips, asking, Pace(readers=2, overtake=None), openers=[opening, opening])
+    found = [next(records) for _ in clips[1:]]
+    others_done.set()
+    found += records
+    assert found[-1]["key"] == "a"
+    assert timeless(found) == plain
 
 
 def test_a_dead_decoder_costs_its_clip(
@@ -125,6 +145,7 @@ def test_decoders_end_with_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"readers": 20, "sharing": 2}, Pace(20, 8, 1, 64)),
         ({"readers": 0, "slots": 1}, Pace(0, 1, 0, 64)),
         ({"unordered": True}, Pace(15, 8, 1, None)),
+        ({"hwaccel": "cuda", "sharing": 2, "on_one_gpu": 2}, Pace(2, 8, 4, 64)),
     ],
 )
 def test_how_many_by_default(
@@ -137,6 +158,11 @@ def test_how_many_by_default(
     found = choose_pace(**asked)
     assert found == expected
     assert found.ahead > found.readers
+
+
+@pytest.mark.parametrize(("readers", "ahead"), [(0, 1), (1, 3), (8, 10), (16, 20)])
+def test_some_more_are_ready_than_are_read(readers: int, ahead: int) -> None:
+    assert Pace(readers).ahead == ahead
 
 
 @pytest.mark.gpu

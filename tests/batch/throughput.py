@@ -151,7 +151,7 @@ def phases(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
         }
 
     paces = [
-        Pace(readers, slots, max(1, cores() // readers) if readers else 0)
+        Pace(readers, slots, max(1, cores() // readers) if readers else 0, overtake=None)
         for readers, slots in (map(int, pace.split("x")) for pace in asked.paces.split(","))
     ]
     with one_core_each(session.adapter.device):

@@ -408,6 +408,50 @@ def test_what_waits_for_its_turn_is_kept_when_a_run_is_stopped(
     assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "b", "c", "z"]
 
 
+def test_what_waits_for_its_turn_reaches_a_pipe_when_a_run_is_stopped(
+    run: Run, script: Script, folder: Path
+) -> None:
+    (folder / "z.mp4").touch()
+    script.replies = {"b.mp4": KeyboardInterrupt()}
+    result = run("ask", "videos", "why?", "--jsonl")
+    assert result.exit_code == 130
+    assert [Path(json.loads(line)["path"]).stem for line in result.stdout.splitlines()] == ["a", "z"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem", "expected"),
+    [
+        ([], None, {"unordered": False, "hwaccel": "none"}),
+        (["--unordered"], None, {"unordered": True, "hwaccel": "none"}),
+        (["--hwaccel", "auto"], None, {"hwaccel": "auto", "on_one_gpu": 1}),
+        (["--hwaccel", "auto"], "there is no driver", {"hwaccel": "none"}),
+    ],
+)
+def test_the_pace_is_that_of_what_was_asked(
+    run: Run,
+    script: Script,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: list[str],
+    problem: str | None,
+    expected: dict[str, Any],
+) -> None:
+    from seats_cli.batch import decoders
+    from seats_cli.media import nvdec
+
+    told: dict[str, Any] = {}
+    whole = decoders.choose_pace
+
+    def noted(*numbers: Any, **named: Any) -> Any:
+        told.update(named)
+        return whole(*numbers, **named)
+
+    monkeypatch.setattr(decoders, "choose_pace", noted)
+    monkeypatch.setattr(nvdec, "why_not", lambda gpu: problem)
+    assert run("ask", "videos", "why?", "--jsonl", *typed).exit_code == 0
+    assert {name: told[name] for name in expected} == expected
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_ends_the_run_and_says_so(run: Run, script: Script, folder: Path) -> None:
     result = run("ask", "videos", "why?", "-o", "/dev/full", "--format", "jsonl")

@@ -83,6 +83,42 @@ def test_every_pixel_format_comes_back_without_loss(tmp_path, gpu, pixel_format)
     assert clip.video_decoder == "nvdec"
 
 
+class OnGpu:
+    """A frame whose pixels are in the GPU's memory until it is converted."""
+
+    class format:
+        name = "cuda"
+
+    def __init__(self, frame, hand_over):
+        self._frame, self._hand_over = frame, hand_over
+
+    def __getattr__(self, name):
+        return getattr(self._frame, name)
+
+    def reformat(self, **asked):
+        return self._hand_over(self._frame).reformat(**asked)
+
+
+@pytest.mark.parametrize("copies", [99, 2, 0])
+def test_frames_stay_on_the_gpu_until_they_are_looked_at(clip_file, gpu, lines, copies):
+    def hand_over(frame):
+        handed.append(frame.pts)
+        if len(handed) > copies:
+            raise av.error.ExternalError(1, "copying failed")
+        return download(frame)
+
+    handed, download = [], gpu.download
+    gpu.download = lambda frame: OnGpu(frame, hand_over)
+    path, _ = clip_file("bframes.mp4")
+    expected = read(path, VideoDecoding(), max_frames=6)[1]
+    clip, frames = read(path, GPU, lines.append, max_frames=6)
+    assert np.array_equal(frames, expected)
+    assert len(handed) == min(copies + 1, 6)
+    assert gpu.at > len(handed) or not copies  # frames were decoded that nobody looked at
+    assert clip.video_decoder == {99: "nvdec", 2: "nvdec+cpu", 0: "cpu"}[copies]
+    assert any("does not hand a frame over: copying failed" in line for line in lines) == (copies < 6)
+
+
 def test_variable_rate_and_a_change_of_size(tmp_path, gpu):
     held = write_clip(tmp_path / "v.mkv", pictures(40), times_s=[i / 10 + (i > 20) for i in range(40)])
     small = write_clip(tmp_path / "a.ts", pictures(30, 64, 48), gop=10)
@@ -241,6 +277,7 @@ def test_a_choice_that_does_not_exist():
 
 
 def test_the_acceleration_is_that_gpus_and_may_fall_back(monkeypatch):
+    monkeypatch.setattr(nvdec_module, "_MAY_STAY", True)
     monkeypatch.setattr(nvdec_module, "HWAccel", lambda *words, **named: (words, named))
     assert acceleration(3) == (
         ("cuda",),
@@ -265,6 +302,7 @@ def test_a_context_that_is_held_serves_every_file(monkeypatch):
             return self
 
     made = []
+    monkeypatch.setattr(nvdec_module, "_MAY_STAY", True)
     monkeypatch.setattr(nvdec_module, "_held", {})
     monkeypatch.setattr(nvdec_module, "HWAccel", Accelerated)
     nvdec_module.hold(1)
@@ -280,11 +318,16 @@ def test_a_context_that_cannot_be_held_is_each_file_s(monkeypatch):
             self.options = options
 
         def create(self, codec):
+            tried.append(codec.name)
             raise av.error.PermissionError(1, "no driver")
 
+    tried = []
+    monkeypatch.setattr(nvdec_module, "_MAY_STAY", True)
     monkeypatch.setattr(nvdec_module, "_held", {})
     monkeypatch.setattr(nvdec_module, "HWAccel", Refused)
     nvdec_module.hold(0)
+    nvdec_module.hold(0)
+    assert tried == ["h264"]
     assert acceleration(0).options == {"primary_ctx": "0"}
 
 
