@@ -8,15 +8,11 @@ from seats_cli.batch.devices import cores
 from seats_cli.media import DecoderProcess, DistantOpener
 from seats_cli.media.process import AVAILABLE
 
-MOST = 16  # by default
-MOST_ON_GPU = (
-    4  # likewise, where the GPU decodes: each holds a context there, and they are in each other's way
-)
-MOST_THREADS = 16  # of one that decodes; FFmpeg warns of more
-OVERTAKE = (
-    64  # where records are written in order: those of the clips that overtake one wait for it, unwritten
-)
-ANSWERS_AT_ONCE = 8  # likewise, where a CUDA graph decodes them
+MOST = 16  # readers by default
+MOST_ON_GPU = 4  # where a GPU decodes: each holds a context there, and they are in each other's way
+MOST_THREADS = 16  # of a process that decodes; FFmpeg warns of more
+OVERTAKE = 64  # where records are written in order: what overtakes a clip waits for it, unwritten
+ANSWERS_AT_ONCE = 8  # by default, where a CUDA graph decodes them
 
 
 @dataclass(frozen=True)
