@@ -19,12 +19,12 @@ ANSWERS_AT_ONCE = 8  # by default, where a CUDA graph decodes them
 class Pace:
     """How far a batch goes at once.
 
-    readers: clips that are read at the same time, each decoded by a process of its own; 0: one, in this
-             process, while another is answered
-    slots:   answers that are decoded together, where a CUDA graph decodes them
-    threads: of each reader's process; 0: one a core, which is quick for a single clip, while several at a
-             time are then after the same cores
-    overtake: see `reading.ClipReader`
+    readers:  clips that are read at the same time, each decoded by a process of its own; 0: one, in this
+              process, while another is answered
+    slots:    answers that are decoded together, where a CUDA graph decodes them
+    threads:  of each reader's process; 0: one a core, which is quick for a single clip, while several at a
+              time are then after the same cores
+    overtake: how many places before its turn a clip may be answered while earlier ones are read; None: any
     """
 
     readers: int = 0

@@ -126,7 +126,8 @@ def _ask_all(
                     return 1
     except KeyboardInterrupt:
         if not output.torn and not (request.output is None and terminal.streams_answers):  # no text after ^C
-            order.flush()
+            with suppress(BrokenPipeError):  # who reads was stopped too
+                order.flush()
         return opt.INTERRUPTED
     except Exception:
         if not output.torn:
@@ -269,7 +270,8 @@ def _pace(
         from seats_cli.batch.devices import on_gpu, shared_gpu
         from seats_cli.media.nvdec import why_not
 
-        by_gpu = model["hwaccel"] != "none" and why_not(0) is None
+        first = (devices or (model["device"],))[0]
+        by_gpu = model["hwaccel"] != "none" and why_not(int(first.partition(":")[2] or 0)) is None
         pace = choose_pace(
             request.readers,
             request.batch_size,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cli.conftest import Run, Script, lines
+from seats_cli.batch.output import Stream
 from seats_cli.cli.batch_screen import BatchScreen
 from seats_cli.cli.console import Terminal
 from seats_cli.errors import MediaError, UsageError
@@ -408,48 +409,25 @@ def test_what_waits_for_its_turn_is_kept_when_a_run_is_stopped(
     assert [Path(record["path"]).stem for record in lines("out.jsonl")] == ["a", "b", "c", "z"]
 
 
+@pytest.mark.parametrize("reader_is_gone", [False, True])
 def test_what_waits_for_its_turn_reaches_a_pipe_when_a_run_is_stopped(
-    run: Run, script: Script, folder: Path
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch, reader_is_gone: bool
 ) -> None:
     (folder / "z.mp4").touch()
     script.replies = {"b.mp4": KeyboardInterrupt()}
+    whole = Stream.append
+
+    def append(self: Stream, record: Any) -> None:
+        if reader_is_gone and not record["ok"]:
+            raise BrokenPipeError
+        whole(self, record)
+
+    monkeypatch.setattr(Stream, "append", append)
     result = run("ask", "videos", "why?", "--jsonl")
     assert result.exit_code == 130
-    assert [Path(json.loads(line)["path"]).stem for line in result.stdout.splitlines()] == ["a", "z"]
-
-
-@pytest.mark.parametrize(
-    ("typed", "problem", "expected"),
-    [
-        ([], None, {"unordered": False, "hwaccel": "none"}),
-        (["--unordered"], None, {"unordered": True, "hwaccel": "none"}),
-        (["--hwaccel", "auto"], None, {"hwaccel": "auto", "on_one_gpu": 1}),
-        (["--hwaccel", "auto"], "there is no driver", {"hwaccel": "none"}),
-    ],
-)
-def test_the_pace_is_that_of_what_was_asked(
-    run: Run,
-    script: Script,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    typed: list[str],
-    problem: str | None,
-    expected: dict[str, Any],
-) -> None:
-    from seats_cli.batch import decoders
-    from seats_cli.media import nvdec
-
-    told: dict[str, Any] = {}
-    whole = decoders.choose_pace
-
-    def noted(*numbers: Any, **named: Any) -> Any:
-        told.update(named)
-        return whole(*numbers, **named)
-
-    monkeypatch.setattr(decoders, "choose_pace", noted)
-    monkeypatch.setattr(nvdec, "why_not", lambda gpu: problem)
-    assert run("ask", "videos", "why?", "--jsonl", *typed).exit_code == 0
-    assert {name: told[name] for name in expected} == expected
+    written = [Path(json.loads(line)["path"]).stem for line in result.stdout.splitlines()]
+    assert written == (["a"] if reader_is_gone else ["a", "z"])
+    assert "interrupted" in result.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

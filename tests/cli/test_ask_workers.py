@@ -139,3 +139,43 @@ def test_gpus_without_room_for_a_model_each_share_one(
     assert (result.exit_code, len(script.opened)) == (0, 1)
     assert "warning: no GPU has room for a model of its own: out of memory" in result.stderr
     assert run("ask", "videos", "how?", "-o", "out.jsonl", "--workers", "2").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem", "expected"),
+    [
+        ([], None, {"unordered": False, "hwaccel": "none"}),
+        (["--unordered"], None, {"unordered": True, "hwaccel": "none"}),
+        (["--hwaccel", "auto"], None, {"hwaccel": "auto", "on_one_gpu": 1, "gpu": 0}),
+        (["--hwaccel", "cuda", "--device", "cuda:1"], None, {"hwaccel": "cuda", "gpu": 1}),
+        (["--hwaccel", "auto"], "there is no driver", {"hwaccel": "none"}),
+    ],
+)
+def test_the_pace_is_that_of_what_was_asked(
+    run: Run,
+    script: Script,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: list[str],
+    problem: str | None,
+    expected: dict[str, Any],
+) -> None:
+    from seats_cli.batch import decoders
+    from seats_cli.media import nvdec
+
+    told: dict[str, Any] = {}
+    whole = decoders.choose_pace
+
+    def noted(*numbers: Any, **named: Any) -> Any:
+        told.update(named)
+        return whole(*numbers, **named)
+
+    monkeypatch.setattr(decoders, "choose_pace", noted)
+
+    def why_not(gpu: int) -> str | None:
+        told["gpu"] = gpu
+        return problem
+
+    monkeypatch.setattr(nvdec, "why_not", why_not)
+    assert run("ask", "videos", "why?", "--jsonl", "--readers", "0", *typed).exit_code == 0
+    assert {name: told[name] for name in expected} == expected

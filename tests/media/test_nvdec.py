@@ -5,15 +5,16 @@ tests/test_gpu_nvdec.py has the real one.
 """
 
 import ctypes
+import os
 
 import av
 import numpy as np
 import pytest
 
 from conftest import SPECS
-from make_clips import pictures, write_clip
+from make_clips import pictures, tone, write_clip
 from seats_cli.errors import UsageError
-from seats_cli.media import Sampling, VideoDecoding, choose_decoding, open_clip
+from seats_cli.media import Limits, Sampling, VideoDecoding, choose_decoding, open_clip, worker
 from seats_cli.media import nvdec as nvdec_module
 from seats_cli.media import video as video_module
 from seats_cli.media.container import decode, open_container
@@ -290,45 +291,57 @@ def test_the_acceleration_is_that_gpus_and_may_fall_back(monkeypatch):
     )
 
 
-def test_a_context_that_is_held_serves_every_file(monkeypatch):
+@pytest.fixture
+def contexts(monkeypatch):
+    """The options with which contexts were made, by an FFmpeg that refuses those in `refused`."""
+
     class Accelerated:
         def __init__(self, *_, options, **named):
             self.options = options
 
         def create(self, codec):
-            if self.options["primary_ctx"] != "1":
-                raise AssertionError("the device's own context is the one to hold")
-            made.append(codec.name)
+            made.append(self.options)
+            if self.options in refused:
+                raise av.error.PermissionError(1, "no driver")
             return self
 
-    made = []
+    made, refused = [], []
     monkeypatch.setattr(nvdec_module, "_MAY_STAY", True)
     monkeypatch.setattr(nvdec_module, "_held", {})
     monkeypatch.setattr(nvdec_module, "HWAccel", Accelerated)
-    nvdec_module.hold(1)
-    nvdec_module.hold(1)
-    assert made == ["h264"]
+    return made, refused
+
+
+def test_a_context_that_is_held_serves_every_file(contexts):
+    for _ in range(2):
+        nvdec_module.hold(1)
+    assert contexts[0] == [{"primary_ctx": "1"}]
     assert acceleration(1).options == {"primary_ctx": "1"}
     assert acceleration(0).options == {"primary_ctx": "0"}
 
 
-def test_a_context_that_cannot_be_held_is_each_file_s(monkeypatch):
-    class Refused:
-        def __init__(self, *_, options, **named):
-            self.options = options
-
-        def create(self, codec):
-            tried.append(codec.name)
-            raise av.error.PermissionError(1, "no driver")
-
-    tried = []
-    monkeypatch.setattr(nvdec_module, "_MAY_STAY", True)
-    monkeypatch.setattr(nvdec_module, "_held", {})
-    monkeypatch.setattr(nvdec_module, "HWAccel", Refused)
-    nvdec_module.hold(0)
-    nvdec_module.hold(0)
-    assert tried == ["h264"]
+def test_a_context_that_cannot_be_held_is_each_file_s(contexts):
+    made, refused = contexts
+    refused.append({"primary_ctx": "1"})
+    for _ in range(2):
+        nvdec_module.hold(0)
+    assert made == refused  # and once is enough to know
     assert acceleration(0).options == {"primary_ctx": "0"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no decoder processes")
+def test_a_context_is_held_for_files_with_video(tmp_path, monkeypatch):
+    held = []
+    monkeypatch.setattr(worker.nvdec, "hold", held.append)
+    write_clip(tmp_path / "v.mp4", pictures(8))
+    write_clip(tmp_path / "s.m4a", None, audio=tone(1.0))
+    desk = worker._Desk(None, lambda: None)
+    desk.here.warn = pytest.fail
+    for name, gpu in (("s.m4a", 1), ("v.mp4", None), ("v.mp4", 1)):
+        answer = desk._open(None, str(tmp_path / name), Sampling(), VideoDecoding(gpu), Limits())
+        assert answer[0] == "opened"
+    assert held == [1]
+    desk._close()
 
 
 def test_why_a_gpu_cannot():

@@ -419,22 +419,3 @@ def test_a_stream_that_fails_gives_its_slot_back() -> None:
     here.close()
     serving.join(5)
     assert not serving.is_alive()
-
-
-def test_a_context_is_held_for_files_with_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[int] = []
-    monkeypatch.setattr(worker.nvdec, "hold", held.append)
-    write_clip(tmp_path / "v.mp4", pictures(8))
-    write_clip(tmp_path / "s.m4a", None, audio=tone(1.0))
-    beat = new_memory(4096)
-    here, there = Pipe()
-    desk = worker._Desk(there, worker.Beat(beat))
-    desk.here.warn = pytest.fail
-    for name, gpu in (("s.m4a", 1), ("v.mp4", None), ("v.mp4", 1)):
-        answer = desk._open(None, str(tmp_path / name), Sampling(), VideoDecoding(gpu), Limits())
-        assert answer[0] == "opened"
-    assert held == [1]
-    desk._close()
-    here.close()
-    there.close()
-    os.close(beat)
