@@ -13,6 +13,7 @@ from seats_cli.batch.run import check_device, run_batch
 from seats_cli.batch.sources import Item
 from seats_cli.batch.team import AnsweringCrew, answered
 from seats_cli.engine.decode import sent_to_host
+from seats_cli.engine.graph import recording_stream
 from seats_cli.errors import DeviceError
 from seats_cli.session import ModelOptions, Session
 
@@ -64,6 +65,30 @@ def test_everything_at_once_changes_nothing(clips: list[Clip]) -> None:
     for pace in (Pace(0, 4), Pace(4, 4), Pace(4, 8), Pace(4, 2)):
         found = {record["key"]: record for record in timeless(answered(session, clips, asking, pace))}
         assert found == plain
+
+
+def test_prefills_go_before_decoding_and_that_before_reading(
+    clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several streams with work a GPU takes it from the one of the lowest number."""
+    seen: dict[str, set[int]] = {"read": set(), "prefill": set()}
+
+    def noting(name: str) -> Any:
+        whole = getattr(Session, name)
+
+        def noted(self: Session, *args: Any, **options: Any) -> Any:
+            seen[name].add(torch.cuda.current_stream().priority)
+            return whole(self, *args, **options)
+
+        return noted
+
+    session = Session(ModelOptions(device="cuda"))
+    for name in seen:
+        monkeypatch.setattr(Session, name, noting(name))
+    asking = Asking({"model": "tiny"}, {"max_new_tokens": 4, "ratio": 0.2})
+    list(answered(session, clips, asking, Pace(2, 4)))
+    ((reading,), (prefilling,)) = seen.values()
+    assert prefilling < recording_stream(session.adapter.device).priority < reading
 
 
 def test_waiting_for_tokens_of_a_batch_leaves_the_core() -> None:

@@ -12,7 +12,7 @@ MOST = 16  # readers by default
 MOST_ON_GPU = 4  # where a GPU decodes: each holds a context there, and they are in each other's way
 MOST_THREADS = 16  # of a process that decodes; FFmpeg warns of more
 OVERTAKE = 64  # where records are written in order: what overtakes a clip waits for it, unwritten
-ANSWERS_AT_ONCE = 8  # by default, where a CUDA graph decodes them
+ANSWERS_AT_ONCE = 16  # by default, where a CUDA graph decodes them
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def choose_pace(
     """What was asked for, else, for each of `sharing` processes that answer: where the model is on a GPU, a
     reader for all but one of its share of the cores, at most 16, and where video is decoded there too at most
     4, shared between the `on_one_gpu`; none elsewhere, where decoding and the model are after the same cores.
-    On a GPU with CUDA graphs 8 answers together. The readers share the cores. A clip that takes long is
+    On a GPU with CUDA graphs 16 answers together. The readers share the cores. A clip that takes long is
     overtaken by any number of others if records come unordered, else by 64."""
     own = cores() // sharing
     if readers is None:

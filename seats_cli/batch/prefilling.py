@@ -1,5 +1,9 @@
 """Questions are prefilled by a thread of its own while others are answered: decoding does not stand still for
-as long as a prefill is launched."""
+as long as a prefill is launched.
+
+It takes one question after the other, so this is where clips queue. Its work goes before all other work on
+the GPU: else each of a prefill's hundreds of short kernels waits for those of every clip that is encoded
+meanwhile, and too few answers are decoded together."""
 
 import threading
 from collections import deque
@@ -12,7 +16,7 @@ import torch
 
 from seats_cli.batch.reading import JOIN_S, Stopped
 from seats_cli.batch.run import Arrival, Arrivals
-from seats_cli.batch.streams import own_stream, take_over
+from seats_cli.batch.streams import FIRST, own_stream, take_over
 
 
 class PrefilledAhead:
@@ -87,7 +91,7 @@ class PrefilledAhead:
     def _work(self) -> None:
         last: BaseException | None = None
         try:
-            with own_stream(self._device) as done:
+            with own_stream(self._device, FIRST) as done:
                 while self._has_room() and self._pass_on(done):
                     pass
         except Stopped:

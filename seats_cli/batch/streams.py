@@ -10,9 +10,13 @@ import torch
 from seats_cli.measure.clock import recorded
 from seats_cli.model.kept import tensors_in
 
+BESIDE, FIRST = 0, -2
+"""Priorities of streams: where several have work, a GPU takes it from the lowest. Decoding's is between them
+(`engine.graph.recording_stream`)."""
+
 
 @contextmanager
-def own_stream(device: torch.device) -> Iterator[Callable[[], None]]:
+def own_stream(device: torch.device, priority: int = BESIDE) -> Iterator[Callable[[], None]]:
     """On a GPU what the block launches runs beside what other threads launch, neither waiting for the other.
 
     The value waits until all of it is done, as it must be before another thread is given the result.
@@ -20,7 +24,7 @@ def own_stream(device: torch.device) -> Iterator[Callable[[], None]]:
     if device.type != "cuda":
         yield lambda: None
         return
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device, priority=priority)
     stream.wait_stream(torch.cuda.default_stream(device))  # the weights are there
     with torch.cuda.stream(stream):
         yield lambda: recorded(device).synchronize()

@@ -109,11 +109,16 @@ def together(slots: int, ahead: int = 0) -> Decoder:
                         error = met
                 if error is None:
                     continue
-                if arrival.lacked_memory(error) and (arrivals.hold() or making):
-                    waiting, crowded = replace(arrival, run=None), bool(making)
-                    arrival = error = None  # and what it had become, which the error's frames hold
-                else:
+                if not arrival.lacked_memory(error):
                     yield arrival, error
+                    continue
+                arrival = replace(arrival, run=None)
+                error = None  # whose frames hold what it had become
+                if arrivals.hold() or making:
+                    waiting, crowded = arrival, bool(making)
+                else:  # one place may fit where buffers of all places do not
+                    answers.clear()
+                    yield by_itself(session, arrivals.prefilled(arrival), listener)
             ended, failed = [], None
             try:
                 ended = answers.step() if making else []
@@ -126,12 +131,18 @@ def together(slots: int, ahead: int = 0) -> Decoder:
                 if alone:  # there may be memory for each by itself
                     arrivals.hold()
                 for arrival in lost:
-                    yield (
-                        arrival,
-                        answer_of(session, arrivals.anew(arrival), listener) if alone else failed,
-                    )
+                    if alone:
+                        yield by_itself(session, arrivals.anew(arrival), listener)
+                    else:
+                        yield arrival, failed
             for run, answer in ended:
                 crowded = False
                 yield making.pop(id(run)), answer
+
+    def by_itself(session: "Session", arrival: Arrival, listener: Listener) -> Outcome:
+        assert session.graph is not None  # or none would be decoded together
+        answer = answer_of(session, arrival, listener)
+        session.graph.release()  # for those that come
+        return arrival, answer
 
     return decode

@@ -176,7 +176,7 @@ BatchSizeOption = Annotated[
         metavar="N",
         parser=number(least=1, whole=True),
         rich_help_panel=WORK_PANEL,
-        show_default="8 where a CUDA graph decodes, else 1",
+        show_default="16 where a CUDA graph decodes, else 1",
         help="Decode up to N answers together, on a GPU with --graphs.",
     ),
 ]

@@ -20,7 +20,7 @@ def recording_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which graphs are recorded, which no other thread may use meanwhile.
 
     PyTorch has 32 streams of each priority and gives them out in turns, so a thread that asks for "a new one"
-    may get any other's, this one too; those of high priority nobody else here asks for. What is recorded
+    may get any other's, this one too; those of this priority nobody else here asks for. What is recorded
     keeps the priority: decoding, which takes little of the GPU, goes before encoders that run beside it.
     """
     return torch.cuda.Stream(device, priority=-1)

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from seats_cli.batch import prefilling
 from seats_cli.batch.prefilling import PrefilledAhead
 from seats_cli.batch.reading import Clip
 from seats_cli.batch.records import Asking, Record
 from seats_cli.batch.run import Arrival, run_batch
 from seats_cli.batch.sources import Item
+from seats_cli.batch.streams import FIRST
 from seats_cli.batch.together import AnswersTogether, together
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.graph import GraphDecoder
@@ -238,7 +240,7 @@ def test_an_error_that_the_gpu_tells_late_is_its_question_s(
         waits: list[int] = []
 
         @contextmanager
-        def stream(_: Any, waits: list[int] = waits) -> Iterator[Any]:
+        def stream(*_: Any, waits: list[int] = waits) -> Iterator[Any]:
             def done() -> None:
                 waits.append(1)
                 if len(waits) == 3:
@@ -412,19 +414,21 @@ def test_a_step_that_fails_costs_those_that_took_part_and_no_others(
 
     given_back, release = [], GraphDecoder.release
     monkeypatch.setattr(GraphDecoder, "step", step)
-    monkeypatch.setattr(GraphDecoder, "release", lambda self: (given_back.append(1), release(self)))
+    monkeypatch.setattr(GraphDecoder, "release", lambda self: (given_back.append(self.slots), release(self)))
     found = by_key(list(run_batch(session, clips, ASKING, ahead=0, decode=together(2))))
     failed = [record["key"] for record in found if not record["ok"]]
     assert failed == (["b0"] if lacks_memory else ["a0", "b0", "c0"])
-    assert given_back == [1]
+    assert given_back == ([2, 1, 1] if lacks_memory else [2])
     assert [record for record in found if record["ok"]] == [r for r in alone if r["key"] not in failed]
 
 
-@pytest.mark.parametrize(("refused", "lost"), [((3,), ""), ((3, 4), "c1"), ((1, 2), "a0 c0")])
+@pytest.mark.parametrize(
+    ("refused", "lost"), [((3,), ""), ((3, 4), ""), ((3, 4, 5), "c1"), ((1,), ""), ((1, 2), "a0")]
+)
 def test_an_answer_without_room_waits_for_another_to_end(
     session: Session, clips: list[Clip], monkeypatch: Any, refused: tuple[int, ...], lost: str
 ) -> None:
-    """It fails only where it is alone and there is no room all the same."""
+    """Alone, it has the buffers of one; it fails only where there is no room for these all the same."""
     alone = by_key(list(run_batch(session, clips, ASKING, ahead=0)))
     begun, real = [], GraphDecoder.begin
 
@@ -438,6 +442,43 @@ def test_an_answer_without_room_waits_for_another_to_end(
     found = by_key(list(run_batch(session, clips, ASKING, ahead=0, decode=together(4))))
     assert {record["key"] for record in found if not record["ok"]} == {"b0", *lost.split()}
     assert [r for r in found if r["ok"]] == [r for r in alone if r["ok"] and r["key"] not in lost.split()]
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_where_there_is_room_for_one_place_only_all_are_answered(
+    session: Session, clips: list[Clip], monkeypatch: Any, ahead: int
+) -> None:
+    """Buffers are of all places, so the longest sequences may fit into one and not into several."""
+    alone = by_key(list(run_batch(session, clips, ASKING, ahead=0)))
+    held, real = [], GraphDecoder.begin
+    many: list[GraphDecoder] = []
+
+    def begin(self: GraphDecoder, *args: Any) -> None:
+        if self.slots > 1:
+            many.append(self)
+            real(self, *args)
+            self.retire(args[-1])
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        held.append(many[-1].held_bytes)
+        real(self, *args)
+
+    monkeypatch.setattr(GraphDecoder, "begin", begin)
+    found = by_key(list(run_batch(session, clips, ASKING, ahead=ahead, decode=together(4, ahead))))
+    assert found == alone
+    assert held == [0] * 5  # the others' were given back
+
+
+def test_prefills_go_first_on_a_gpu(session: Session, clips: list[Clip], monkeypatch: Any) -> None:
+    asked: list[tuple[Any, ...]] = []
+    real = prefilling.own_stream
+
+    def stream(*given: Any) -> Any:
+        asked.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(prefilling, "own_stream", stream)
+    list(run_batch(session, clips[:1], ASKING, decode=together(2, ahead=1)))
+    assert asked == [(session.adapter.device, FIRST)]
 
 
 def test_without_a_graph_it_is_one_at_a_time(session: Session, clips: list[Clip]) -> None:
