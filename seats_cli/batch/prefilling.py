@@ -8,6 +8,7 @@ meanwhile, and too few answers are decoded together."""
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -59,6 +60,10 @@ class PrefilledAhead:
     def anew(self, arrival: Arrival) -> Arrival:
         """See `Arrivals.anew`."""
         return self._arrivals.anew(arrival)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """See `Arrivals.alone`."""
+        return self._arrivals.alone()
 
     def hold(self) -> bool:
         """See `Arrivals.hold`; waits for the prefill in the making, and lets go of all that wait."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Clip = tuple[Item, ...]  # questions about one part of one file: one reading serves them all
 JOIN_S = 10.0  # how long threads may take to notice that they are to end
 _LOOK_S = 0.2  # how often one that waits looks whether it is to end
+_WELL = 32  # clips read without want of memory before one more is read at once
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,14 @@ class Opened:
 
 @dataclass(eq=False)
 class _Turn:
-    """One reading of a clip. `shared`: others were read meanwhile."""
+    """One reading of a clip, or what wants the memory of all.
 
-    shared: bool = False
+    allowed: turns at once when it began
+    most:    turns at once meanwhile, it included
+    """
+
+    allowed: int
+    most: int = 1
 
 
 class Stopped(BaseException):
@@ -65,6 +71,9 @@ class Stopped(BaseException):
 
 class ClipReader:
     """Reads clips, up to `ahead` of them before they are taken; a context manager.
+
+    A clip that finds no memory beside others is read once more by itself, and fewer are read at once from
+    then on.
 
     ahead:    0 reads each clip when it is asked for, in the thread that asks: the reference for the others.
               At most `ahead` clips are held besides those that were taken, being read or waiting.
@@ -92,7 +101,9 @@ class ClipReader:
         self._next = threading.Lock()  # held while a clip is chosen
         self._choosing: threading.Thread | None = None  # who is waiting for the list of clips
         self._turns: list[_Turn] = []  # of those that are reading
-        self._crowded = 0  # threads that wait to read, or read, with nobody beside them
+        self._crowded = 0  # threads that want nobody beside them, or have nobody
+        self._readers = self._most = readers  # turns at once, as asked for and as memory allows
+        self._well = 0  # clips read since that was last changed
         self._broken: BaseException | None = None  # why a thread cannot read
         self._stopping = threading.Event()
         self._room = threading.Semaphore(ahead)
@@ -215,13 +226,31 @@ class ClipReader:
 
     def _beside_others(self, clip: Clip, opener: DistantOpener | None, done: Callable[[], None]) -> Opened:
         """A clip read while others are; where there is no memory for it, once more with nobody beside it."""
-        with self._turn(alone=False) as turn:
+        with self._turn() as turn:
             opened = self._waited_for(clip, opener, done)
-        if isinstance(opened.error, DeviceError) and turn.shared:
+            lacked = isinstance(opened.error, DeviceError) and turn.most > 1
+            self._learn(turn, lacked)
+        if lacked:
             opened = Opened(clip)  # what the error holds, if anything, is let go
-            with self._turn(alone=True):
+            with self.alone():
                 opened = self._waited_for(clip, opener, done)
         return opened
+
+    def _learn(self, turn: _Turn, lacked: bool) -> None:
+        """How many clips memory is enough for: where it was not, a quarter less, once for all that began
+        under one number; after a while one more."""
+        with self._changed:
+            self._well += 1
+            if lacked and turn.allowed <= self._most:
+                self._most, self._well = max(1, min(self._most, turn.most) * 3 // 4), 0
+            elif self._most < self._readers and self._well >= _WELL:
+                self._most, self._well = self._most + 1, 0
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody reads meanwhile. Waits for those who do."""
+        with self._turn(alone=True):
+            yield
 
     def _waited_for(self, clip: Clip, opener: DistantOpener | None, done: Callable[[], None]) -> Opened:
         opened = self.read(clip, opener)
@@ -232,19 +261,21 @@ class ClipReader:
         return opened
 
     @contextmanager
-    def _turn(self, *, alone: bool) -> Iterator[_Turn]:
-        """Waits for a turn to read, which the value stands for."""
+    def _turn(self, *, alone: bool = False) -> Iterator[_Turn]:
+        """Waits for a turn, which the value stands for."""
 
         def free() -> bool:
-            return self._stopping.is_set() or not (self._turns if alone else self._crowded)
+            if self._stopping.is_set():
+                return True
+            return not self._turns if alone else not self._crowded and len(self._turns) < self._most
 
-        turn = _Turn()
         with self._changed:
             self._crowded += alone
             self._changed.wait_for(free)
+            turn = _Turn(self._most)
             self._turns.append(turn)
-            for one in self._turns if len(self._turns) > 1 else ():
-                one.shared = True
+            for one in self._turns:
+                one.most = max(one.most, len(self._turns))
         try:
             self.check()
             yield turn

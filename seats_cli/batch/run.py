@@ -8,7 +8,7 @@ clips -> ClipReader (its own thread: open, decode, resize, encode)
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -91,6 +91,11 @@ class Arrivals:
         """A question prefilled from its file, decoded in this process, which has been read before: nothing is
         left of what it had become."""
         return self._prefilled(arrival.item, self._reader.read((arrival.item,)))
+
+    def alone(self) -> AbstractContextManager[None]:
+        """No clip is read meanwhile: what reading takes is given back first. Raises Stopped once nothing more
+        is wanted."""
+        return self._reader.alone()
 
     def hold(self) -> bool:
         """Memory is short: from now on a question is prefilled when it is taken, not before. Whether that

@@ -1,7 +1,8 @@
 """Answers of several questions decoded at once: all share the reading of the weights, which a token costs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -118,7 +119,7 @@ def together(slots: int, ahead: int = 0) -> Decoder:
                     waiting, crowded = arrival, bool(making)
                 else:  # one place may fit where buffers of all places do not
                     answers.clear()
-                    yield by_itself(session, arrivals.prefilled(arrival), listener)
+                    yield by_itself(session, arrivals, partial(arrivals.prefilled, arrival), listener)
             ended, failed = [], None
             try:
                 ended = answers.step() if making else []
@@ -132,17 +133,24 @@ def together(slots: int, ahead: int = 0) -> Decoder:
                     arrivals.hold()
                 for arrival in lost:
                     if alone:
-                        yield by_itself(session, arrivals.anew(arrival), listener)
+                        yield by_itself(session, arrivals, partial(arrivals.anew, arrival), listener)
                     else:
                         yield arrival, failed
             for run, answer in ended:
                 crowded = False
                 yield making.pop(id(run)), answer
 
-    def by_itself(session: "Session", arrival: Arrival, listener: Listener) -> Outcome:
+    def by_itself(
+        session: "Session",
+        arrivals: Arrivals | PrefilledAhead,
+        prefilled: Callable[[], Arrival],
+        listener: Listener,
+    ) -> Outcome:
         assert session.graph is not None  # or none would be decoded together
-        answer = answer_of(session, arrival, listener)
-        session.graph.release()  # for those that come
+        with arrivals.alone():
+            arrival = prefilled()
+            answer = answer_of(session, arrival, listener)
+            session.graph.release()  # for those that come
         return arrival, answer
 
     return decode

@@ -298,6 +298,43 @@ def test_a_clip_that_has_no_room_beside_others_is_read_by_itself() -> None:
     assert most[0] > 1  # or nothing was tried
 
 
+@pytest.mark.parametrize("returns", [False, True])
+def test_as_many_are_read_at_once_as_memory_is_enough_for(
+    monkeypatch: pytest.MonkeyPatch, returns: bool
+) -> None:
+    """Where it is for three of eight, few clips are read twice; where for eight again, eight."""
+    from seats_cli.batch import reading
+
+    monkeypatch.setattr(reading, "_WELL", 5 if returns else 1000)
+    at_work: set[int] = set()
+    together, failed, lock = [], [], threading.Lock()
+
+    def read() -> None:
+        me = threading.get_ident()
+        with lock:
+            at_work.add(me)
+            together.append(len(at_work))
+            room = 8 if returns and len(together) > 40 else 3
+            lacked = len(at_work) > room
+        time.sleep(0.02)
+        with lock:
+            at_work.remove(me)
+            failed.extend([1] * lacked)
+        if lacked:
+            raise DeviceError("out of memory")
+
+    clips = named(*map(str, range(120)))
+    with ClipReader(Reads(read), clips, ASKING, Listener(), ahead=10, readers=8) as reader:  # type: ignore[arg-type]
+        found = [reader.take() for _ in clips]
+    assert [opened.error for opened in found if opened] == [None] * 120
+    assert failed
+    if returns:
+        assert max(together[-40:]) == 8
+    else:
+        assert len(failed) <= 40  # some 15; 80 where nothing is learned
+        assert max(together[80:]) in (2, 3)
+
+
 def test_a_lack_of_memory_by_itself_is_the_clip_s() -> None:
     """It is not read again where nothing was beside it."""
     reads = []

@@ -468,6 +468,38 @@ def test_where_there_is_room_for_one_place_only_all_are_answered(
     assert held == [0] * 5  # the others' were given back
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_what_finds_no_memory_is_answered_while_nobody_reads(
+    session: Session, clips: list[Clip], monkeypatch: Any, ahead: int
+) -> None:
+    alone = by_key(list(run_batch(session, clips, ASKING, ahead=0)))
+    many = [tuple(replace(item, key=f"{item.key}{n}") for item in clip) for n in range(3) for clip in clips]
+    reading: set[int] = set()
+    read, prefill = Session.read, Session.prefill
+    lacked = []
+
+    def reads(self: Session, *args: Any, **options: Any) -> Any:
+        reading.add(threading.get_ident())
+        try:
+            time.sleep(0.1)
+            return read(self, *args, **options)
+        finally:
+            reading.remove(threading.get_ident())
+
+    def prefills(self: Session, *args: Any, **options: Any) -> Any:
+        if reading:
+            lacked.append(1)
+            raise DeviceError("out of memory")
+        return prefill(self, *args, **options)
+
+    monkeypatch.setattr(Session, "read", reads)
+    monkeypatch.setattr(Session, "prefill", prefills)
+    decode = together(3, ahead)
+    found = by_key(list(run_batch(session, many, ASKING, ahead=4, readers=3, decode=decode)))
+    assert [record["answer"] for record in found] == [r["answer"] for r in alone for _ in range(3)]
+    assert lacked
+
+
 def test_prefills_go_first_on_a_gpu(session: Session, clips: list[Clip], monkeypatch: Any) -> None:
     asked: list[tuple[Any, ...]] = []
     real = prefilling.own_stream
