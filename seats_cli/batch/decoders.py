@@ -10,9 +10,10 @@ from seats_cli.media.process import AVAILABLE
 
 MOST = 16  # readers by default
 MOST_ON_GPU = 4  # where a GPU decodes: each holds a context there, and they are in each other's way
+MOST_ON_SMALL = 4  # where a GPU has little memory for what is encoded at once
 MOST_THREADS = 16  # of a process that decodes; FFmpeg warns of more
 OVERTAKE = 64  # where records are written in order: what overtakes a clip waits for it, unwritten
-ANSWERS_AT_ONCE = 16  # by default, where a CUDA graph decodes them
+ANSWERS_AT_ONCE, ANSWERS_ON_SMALL = 16, 8  # by default, where a CUDA graph decodes them
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def choose_pace(
     graphs: bool,
     hwaccel: str,
     n_clips: int,
+    small_gpu: bool = False,
     sharing: int = 1,
     on_one_gpu: int = 1,
     unordered: bool = False,
@@ -61,14 +63,19 @@ def choose_pace(
     """What was asked for, else, for each of `sharing` processes that answer: where the model is on a GPU, a
     reader for all but one of its share of the cores, at most 16, and where video is decoded there too at most
     4, shared between the `on_one_gpu`; none elsewhere, where decoding and the model are after the same cores.
-    On a GPU with CUDA graphs 16 answers together. The readers share the cores. A clip that takes long is
+    On a GPU with CUDA graphs 16 answers together. On a small GPU at most 4 readers and 8
+    answers. The readers share the cores. A clip that takes long is
     overtaken by any number of others if records come unordered, else by 64."""
     own = cores() // sharing
     if readers is None:
         most = MOST if hwaccel == "none" else max(1, MOST_ON_GPU // on_one_gpu)
+        if small_gpu:
+            most = min(most, MOST_ON_SMALL)
         readers = min(most, max(own - 1, 0)) if on_gpu and AVAILABLE else 0
     readers = min(readers, n_clips)
-    slots = slots or (ANSWERS_AT_ONCE if on_gpu and graphs else 1)
+    if slots is None:
+        together = ANSWERS_ON_SMALL if small_gpu else ANSWERS_AT_ONCE
+        slots = together if on_gpu and graphs else 1
     threads = min(MOST_THREADS, max(1, own // readers)) if readers else 0
     return Pace(readers, slots, threads, None if unordered else OVERTAKE)
 

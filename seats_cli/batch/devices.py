@@ -50,6 +50,13 @@ def on_gpu(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and _gpus() > 0)
 
 
+def on_small_gpu(device: str) -> bool:
+    """Whether that GPU has little memory (`model.placement.SMALL_GPU`). Imports torch."""
+    from seats_cli.model.placement import is_small_gpu
+
+    return is_small_gpu(device)
+
+
 def _gpus() -> int:
     import torch
 

@@ -57,9 +57,9 @@ class PrefilledAhead:
         """See `Arrivals.prefilled`."""
         return self._arrivals.prefilled(arrival)
 
-    def anew(self, arrival: Arrival) -> Arrival:
-        """See `Arrivals.anew`."""
-        return self._arrivals.anew(arrival)
+    def again(self, arrival: Arrival) -> Arrival:
+        """See `Arrivals.again`."""
+        return self._arrivals.again(arrival)
 
     def alone(self) -> AbstractContextManager[None]:
         """See `Arrivals.alone`."""

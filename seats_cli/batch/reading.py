@@ -40,12 +40,17 @@ class Listener:
 
 @dataclass
 class Opened:
-    """A clip that was read, or why it could not be. `warnings`: what was lost of it."""
+    """A clip that was read, or why it could not be.
+
+    warnings: what was lost of it
+    beside:   it could not be while others took memory, ready ones perhaps
+    """
 
     items: Clip
     read: "ReadClip | None" = None
     error: Exception | None = None
     warnings: list[str] = field(default_factory=list)
+    beside: bool = False
 
     def warn(self, message: str) -> None:
         """Note a loss, once."""
@@ -234,6 +239,7 @@ class ClipReader:
             opened = Opened(clip)  # what the error holds, if anything, is let go
             with self.alone():
                 opened = self._waited_for(clip, opener, done)
+        opened.beside = isinstance(opened.error, DeviceError) and self._given > 1
         return opened
 
     def _learn(self, turn: _Turn, lacked: bool) -> None:

@@ -25,6 +25,7 @@ from seats_cli.model.kernels import quick_attention
 if TYPE_CHECKING:
     from seats_cli.answering import Run
     from seats_cli.asking import Answer
+    from seats_cli.batch.prefilling import PrefilledAhead
     from seats_cli.session import Session
 
 
@@ -47,7 +48,9 @@ class Arrival:
 
     def lacked_memory(self, error: Exception | None) -> bool:
         """Whether an error says that the question may be answered once others have given memory back."""
-        return isinstance(error, DeviceError) and self.clip is not None and self.clip.read is not None
+        if not isinstance(error, DeviceError) or self.clip is None:
+            return False
+        return self.clip.read is not None or self.clip.beside
 
 
 class Arrivals:
@@ -87,10 +90,13 @@ class Arrivals:
         assert arrival.clip is not None  # it has not joined the answers in the making
         return self._prefilled(arrival.item, arrival.clip)
 
-    def anew(self, arrival: Arrival) -> Arrival:
-        """A question prefilled from its file, decoded in this process, which has been read before: nothing is
-        left of what it had become."""
-        return self._prefilled(arrival.item, self._reader.read((arrival.item,)))
+    def again(self, arrival: Arrival) -> Arrival:
+        """A question prefilled once more; from its file, decoded in this process, where nothing is left of
+        what that had become."""
+        clip = arrival.clip
+        if clip is None or clip.read is None:
+            clip = self._reader.read((arrival.item,))
+        return self._prefilled(arrival.item, clip)
 
     def alone(self) -> AbstractContextManager[None]:
         """No clip is read meanwhile: what reading takes is given back first. Raises Stopped once nothing more
@@ -142,7 +148,22 @@ when it has none. An arrival without a run has failed already: it is yielded wit
 def one_by_one(session: "Session", arrivals: Arrivals, listener: Listener) -> Iterator[Outcome]:
     """The decoder that any other is held to: a question is answered before the next is prefilled."""
     while (arrival := arrivals.take()) is not None:
-        yield arrival, answer_of(session, arrival, listener)
+        if arrival.lacked_memory(arrival.error):
+            yield by_itself(session, arrivals, arrival, listener)
+        else:
+            yield arrival, answer_of(session, arrival, listener)
+
+
+def by_itself(
+    session: "Session", arrivals: "Arrivals | PrefilledAhead", arrival: Arrival, listener: Listener
+) -> Outcome:
+    """What becomes of a question that found no memory, while no clip is read and none other is answered."""
+    with arrivals.alone():
+        arrival = arrivals.again(arrival)
+        answer = answer_of(session, arrival, listener)
+        if session.graph is not None:
+            session.graph.release()  # for those that come
+    return arrival, answer
 
 
 def answer_of(session: "Session", arrival: Arrival, listener: Listener) -> "Answer | Exception":

@@ -1,15 +1,14 @@
 """Answers of several questions decoded at once: all share the reading of the weights, which a token costs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from seats_cli.batch.prefilling import PrefilledAhead
 from seats_cli.batch.reading import Listener
-from seats_cli.batch.run import Arrival, Arrivals, Decoder, Outcome, answer_of, one_by_one
+from seats_cli.batch.run import Arrival, Arrivals, Decoder, Outcome, by_itself, one_by_one
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.memory import explained_memory
 from seats_cli.engine.together import DecodeTogether, Sequence
@@ -119,7 +118,7 @@ def together(slots: int, ahead: int = 0) -> Decoder:
                     waiting, crowded = arrival, bool(making)
                 else:  # one place may fit where buffers of all places do not
                     answers.clear()
-                    yield by_itself(session, arrivals, partial(arrivals.prefilled, arrival), listener)
+                    yield by_itself(session, arrivals, arrival, listener)
             ended, failed = [], None
             try:
                 ended = answers.step() if making else []
@@ -133,24 +132,11 @@ def together(slots: int, ahead: int = 0) -> Decoder:
                     arrivals.hold()
                 for arrival in lost:
                     if alone:
-                        yield by_itself(session, arrivals, partial(arrivals.anew, arrival), listener)
+                        yield by_itself(session, arrivals, arrival, listener)
                     else:
                         yield arrival, failed
             for run, answer in ended:
                 crowded = False
                 yield making.pop(id(run)), answer
-
-    def by_itself(
-        session: "Session",
-        arrivals: Arrivals | PrefilledAhead,
-        prefilled: Callable[[], Arrival],
-        listener: Listener,
-    ) -> Outcome:
-        assert session.graph is not None  # or none would be decoded together
-        with arrivals.alone():
-            arrival = prefilled()
-            answer = answer_of(session, arrival, listener)
-            session.graph.release()  # for those that come
-        return arrival, answer
 
     return decode

@@ -164,7 +164,7 @@ ReadersOption = Annotated[
         metavar="N",
         parser=number(least=0, whole=True),
         rich_help_panel=WORK_PANEL,
-        show_default="on a GPU one a core but one, at most 16, or 4 with --hwaccel; else 0",
+        show_default="on a GPU one a core but one, at most 16, or 4 with --hwaccel or under 40 GiB; else 0",
         help="Decode N clips at a time, each in a process of its own: a file that crashes it or hangs fails "
         "alone. 0: in the process that answers, one clip ahead.",
     ),
@@ -176,7 +176,7 @@ BatchSizeOption = Annotated[
         metavar="N",
         parser=number(least=1, whole=True),
         rich_help_panel=WORK_PANEL,
-        show_default="16 where a CUDA graph decodes, else 1",
+        show_default="16 where a CUDA graph decodes, 8 in under 40 GiB, else 1",
         help="Decode up to N answers together, on a GPU with --graphs.",
     ),
 ]

@@ -267,7 +267,7 @@ def _pace(
     model = request.model
     with leaving_at_once(terminal):
         from seats_cli.batch.decoders import choose_pace
-        from seats_cli.batch.devices import on_gpu, shared_gpu
+        from seats_cli.batch.devices import on_gpu, on_small_gpu, shared_gpu
         from seats_cli.media.nvdec import why_not
 
         first = (devices or (model["device"],))[0]
@@ -279,6 +279,7 @@ def _pace(
             graphs=model["compile"] and model["graphs"] and not shared_gpu(devices or ()),
             hwaccel=model["hwaccel"] if by_gpu else "none",
             n_clips=n_clips,
+            small_gpu=on_small_gpu(first),
             sharing=len(devices or (None,)),
             on_one_gpu=max(Counter(devices or (None,)).values()),
             unordered=request.unordered,

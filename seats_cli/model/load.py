@@ -24,7 +24,7 @@ from seats_cli.model.checkpoint import (
 )
 from seats_cli.model.families import SUPPORTED, Family, family_of, find_family
 from seats_cli.model.footprint import stored_bytes, weight_bytes
-from seats_cli.model.placement import DTYPES, choose_dtype, choose_placement, parse_device
+from seats_cli.model.placement import DTYPES, choose_dtype, choose_placement, parse_device, save_gpu_memory
 from seats_cli.model.preprocess import MelSpec, PixelStats
 from seats_cli.model.quantize import (
     NONE,
@@ -85,6 +85,7 @@ def load_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", hint="use auto, float32, float16 or bfloat16")
     parse_device(device)
+    save_gpu_memory(device)
     scheme_of(quantize)
     if load_format == "dummy":
         from seats_cli.model.dummy import load_dummy

@@ -24,6 +24,9 @@ SMALL_MODEL = 1_000_000_000  # parameters below which float32 on a CPU is afford
 WORKING_MEMORY = 1.1  # weights need this much of their size on a GPU before anything has run
 SPREAD_MULTI_GPU = 'pip install "seats-cli[multi-gpu]"'
 RESERVE_BYTES = 3 * 2**30  # of a GPU that shares a spread network, for the activations of what runs there
+SMALL_GPU = 40 * 2**30  # bytes below which much that runs beside each other wants more than there is
+ROOMY_GPU = 100 * 2**30  # bytes from which PyTorch's own way with memory was measured, and is left alone
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 HOST_SHARE = 0.9  # of the free host memory, that offloaded weights may take
 
 
@@ -183,6 +186,21 @@ def free_bytes(device: torch.device) -> int | None:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     return host_memory_free() if device.type == "cpu" else None
+
+
+def is_small_gpu(device: str, below: int = SMALL_GPU) -> bool:
+    """Whether a device, "auto" perhaps, is an NVIDIA GPU of fewer bytes."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cuda") or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_properties(int(index or 0)).total_memory < below
+
+
+def save_gpu_memory(device: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Unless a GPU is roomy or the environment sets PyTorch's allocator, that maps memory into segments which
+    grow: those of a size, which several streams cannot share, leave 3 of 23 GiB unused."""
+    if is_small_gpu(device, ROOMY_GPU) and not any(environment.get(name) for name in ALLOCATOR_SETTINGS):
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
 def gib(n_bytes: float) -> str:

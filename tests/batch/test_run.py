@@ -347,6 +347,7 @@ def test_a_lack_of_memory_by_itself_is_the_clip_s() -> None:
         found = reader.take()
     assert found is not None
     assert isinstance(found.error, DeviceError)
+    assert not found.beside
     assert reads == [1]
 
 

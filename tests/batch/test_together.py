@@ -18,7 +18,7 @@ from seats_cli.batch import prefilling
 from seats_cli.batch.prefilling import PrefilledAhead
 from seats_cli.batch.reading import Clip
 from seats_cli.batch.records import Asking, Record
-from seats_cli.batch.run import Arrival, run_batch
+from seats_cli.batch.run import Arrival, one_by_one, run_batch
 from seats_cli.batch.sources import Item
 from seats_cli.batch.streams import FIRST
 from seats_cli.batch.together import AnswersTogether, together
@@ -498,6 +498,27 @@ def test_what_finds_no_memory_is_answered_while_nobody_reads(
     found = by_key(list(run_batch(session, many, ASKING, ahead=4, readers=3, decode=decode)))
     assert [record["answer"] for record in found] == [r["answer"] for r in alone for _ in range(3)]
     assert lacked
+
+
+@pytest.mark.parametrize("decode", [one_by_one, together(3), together(3, ahead=1)])
+def test_a_clip_that_finds_no_memory_even_by_itself_is_read_once_more_beside_nothing(
+    session: Session, clips: list[Clip], monkeypatch: Any, decode: Any
+) -> None:
+    """What is ready and what is answered takes memory too, also while no other clip is read."""
+    alone = by_key(list(run_batch(session, clips, ASKING, ahead=0)))
+    read, refused = Session.read, []
+
+    def reads(self: Session, *args: Any, **options: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.05)
+            refused.append(1)
+            raise DeviceError("out of memory")
+        return read(self, *args, **options)
+
+    monkeypatch.setattr(Session, "read", reads)
+    found = by_key(list(run_batch(session, clips, ASKING, ahead=4, readers=3, decode=decode)))
+    assert found == alone
+    assert refused
 
 
 def test_prefills_go_first_on_a_gpu(session: Session, clips: list[Clip], monkeypatch: Any) -> None:

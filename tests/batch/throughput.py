@@ -127,6 +127,11 @@ def phases(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     from seats_cli.session import ModelOptions, Session
 
     asking = Asking(model_of(asked), {"max_new_tokens": asked.tokens, "ratio": asked.ratio})
+    if asked.memory:
+        import torch
+
+        share = asked.memory * 2**30 / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(share)
     session = Session(ModelOptions(**asking.model))
 
     def run(tag: str, count: int, pace: Pace | None) -> dict[str, Any]:
@@ -330,6 +335,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--ratio", type=float, default=0.1)
     parser.add_argument("--paces", default="8x8,12x8")
+    parser.add_argument("--memory", type=float, default=0, help="of `phases`: GiB of the GPU for it")
     parser.add_argument("--gpus", default="1,2,4")
     parser.add_argument("--cores", type=int, default=0)
     parser.add_argument("--options", default="", help="of `gpus`: more of the command's, in one argument")

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as hf_logging
 
 from seats_cli.errors import DeviceError, ModelError, UsageError
-from seats_cli.model import placement
+from seats_cli.model import load, placement
 from seats_cli.model.load import load_model
-from seats_cli.model.placement import Placement, choose_dtype, choose_placement
+from seats_cli.model.placement import Placement, choose_dtype, choose_placement, save_gpu_memory
 from tiny_checkpoint import TinySpec
 
 MakeCheckpoint = Callable[..., Path]
@@ -403,3 +404,41 @@ def test_dummy_of_a_preset_has_its_geometry() -> None:
     assert config.text_config.num_hidden_layers == 28
     assert config.vision_config.hidden_size == 1280
     assert config.text_config.rope_parameters["mrope_section"] == [16, 24, 24]
+
+
+@pytest.mark.parametrize(
+    ("device", "gib", "environment", "expected"),
+    [
+        ("auto", 24, {}, ["expandable_segments:True"]),
+        ("cuda:1", 24, {}, ["expandable_segments:True"]),
+        ("cpu", 24, {}, []),
+        ("cuda", 80, {}, ["expandable_segments:True"]),
+        ("cuda", 140, {}, []),
+        ("cuda", 24, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, []),
+        ("cuda", 24, {"PYTORCH_ALLOC_CONF": "backend:native"}, []),
+    ],
+)
+def test_the_allocator_of_a_small_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, gib: int, environment: dict[str, str], expected: list[str]
+) -> None:
+    """What the user says of it stands."""
+    asked: list[int] = []
+    found: list[str] = []
+
+    def properties(index: int) -> SimpleNamespace:
+        asked.append(index)
+        return SimpleNamespace(total_memory=gib * 2**30)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", found.append)
+    save_gpu_memory(device, environment)
+    assert found == expected
+    assert asked == {"cpu": [], "cuda:1": [1]}.get(device, [0])
+
+
+def test_loading_saves_gpu_memory(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint_path: Path) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(load, "save_gpu_memory", asked.append)
+    load_model(str(tiny_checkpoint_path), device="cpu")
+    assert asked == ["cpu"]
