@@ -189,11 +189,12 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def is_small_gpu(device: str, below: int = SMALL_GPU) -> bool:
-    """Whether a device, "auto" perhaps, is an NVIDIA GPU of fewer bytes."""
+    """Whether a device, "auto" perhaps, is an NVIDIA GPU of fewer bytes; not if there is none such."""
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cuda") or not torch.cuda.is_available():
         return False
-    return torch.cuda.get_device_properties(int(index or 0)).total_memory < below
+    gpu = int(index) if index.isdecimal() else 0
+    return gpu < torch.cuda.device_count() and torch.cuda.get_device_properties(gpu).total_memory < below
 
 
 def save_gpu_memory(device: str, environment: Mapping[str, str] = os.environ) -> None:

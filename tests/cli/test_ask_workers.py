@@ -144,10 +144,10 @@ def test_gpus_without_room_for_a_model_each_share_one(
 @pytest.mark.parametrize(
     ("typed", "problem", "expected"),
     [
-        ([], None, {"unordered": False, "hwaccel": "none"}),
+        ([], None, {"unordered": False, "hwaccel": "none", "small_gpu": False}),
         (["--unordered"], None, {"unordered": True, "hwaccel": "none"}),
         (["--hwaccel", "auto"], None, {"hwaccel": "auto", "on_one_gpu": 1, "gpu": 0}),
-        (["--hwaccel", "cuda", "--device", "cuda:1"], None, {"hwaccel": "cuda", "gpu": 1}),
+        (["--hwaccel", "cuda", "--device", "cuda:1"], None, {"hwaccel": "cuda", "gpu": 1, "small_gpu": True}),
         (["--hwaccel", "auto"], "there is no driver", {"hwaccel": "none"}),
     ],
 )
@@ -160,9 +160,10 @@ def test_the_pace_is_that_of_what_was_asked(
     problem: str | None,
     expected: dict[str, Any],
 ) -> None:
-    from seats_cli.batch import decoders
+    from seats_cli.batch import decoders, devices
     from seats_cli.media import nvdec
 
+    monkeypatch.setattr(devices, "on_small_gpu", lambda device: device == "cuda:1")
     told: dict[str, Any] = {}
     whole = decoders.choose_pace
 

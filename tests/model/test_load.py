@@ -412,6 +412,7 @@ def test_dummy_of_a_preset_has_its_geometry() -> None:
         ("auto", 24, {}, ["expandable_segments:True"]),
         ("cuda:1", 24, {}, ["expandable_segments:True"]),
         ("cpu", 24, {}, []),
+        ("cuda:2", 24, {}, []),
         ("cuda", 80, {}, ["expandable_segments:True"]),
         ("cuda", 140, {}, []),
         ("cuda", 24, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, []),
@@ -430,11 +431,12 @@ def test_the_allocator_of_a_small_gpu(
         return SimpleNamespace(total_memory=gib * 2**30)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", found.append)
     save_gpu_memory(device, environment)
     assert found == expected
-    assert asked == {"cpu": [], "cuda:1": [1]}.get(device, [0])
+    assert asked == {"cpu": [], "cuda:1": [1], "cuda:2": []}.get(device, [0])
 
 
 def test_loading_saves_gpu_memory(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint_path: Path) -> None:
