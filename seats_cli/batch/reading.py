@@ -40,17 +40,12 @@ class Listener:
 
 @dataclass
 class Opened:
-    """A clip that was read, or why it could not be.
-
-    warnings: what was lost of it
-    beside:   it could not be while others took memory, ready ones perhaps
-    """
+    """A clip that was read, or why it could not be. `warnings`: what was lost of it."""
 
     items: Clip
     read: "ReadClip | None" = None
     error: Exception | None = None
     warnings: list[str] = field(default_factory=list)
-    beside: bool = False
 
     def warn(self, message: str) -> None:
         """Note a loss, once."""
@@ -233,18 +228,18 @@ class ClipReader:
         """A clip read while others are; where there is no memory for it, once more with nobody beside it."""
         with self._turn() as turn:
             opened = self._waited_for(clip, opener, done)
-            lacked = isinstance(opened.error, DeviceError) and turn.most > 1
-            self._learn(turn, lacked)
+        lacked = isinstance(opened.error, DeviceError) and turn.most > 1
         if lacked:
             opened = Opened(clip)  # what the error holds, if anything, is let go
             with self.alone():
                 opened = self._waited_for(clip, opener, done)
-        opened.beside = isinstance(opened.error, DeviceError) and self._given > 1
+        if not isinstance(opened.error, DeviceError):  # which says nothing of how many there is memory for
+            self._learn(turn, lacked)
         return opened
 
     def _learn(self, turn: _Turn, lacked: bool) -> None:
-        """How many clips memory is enough for: where it was not, a quarter less, once for all that began
-        under one number; after a while one more."""
+        """How many clips memory is enough for: where it was not, but was for one, a quarter less, once for
+        all that began under one number; after a while one more."""
         with self._changed:
             self._well += 1
             if lacked and turn.allowed <= self._most:

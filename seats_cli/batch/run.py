@@ -9,7 +9,7 @@ clips -> ClipReader (its own thread: open, decode, resize, encode)
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,9 +48,7 @@ class Arrival:
 
     def lacked_memory(self, error: Exception | None) -> bool:
         """Whether an error says that the question may be answered once others have given memory back."""
-        if not isinstance(error, DeviceError) or self.clip is None:
-            return False
-        return self.clip.read is not None or self.clip.beside
+        return isinstance(error, DeviceError) and self.clip is not None and self.clip.read is not None
 
 
 class Arrivals:
@@ -91,8 +89,8 @@ class Arrivals:
         return self._prefilled(arrival.item, arrival.clip)
 
     def again(self, arrival: Arrival) -> Arrival:
-        """A question prefilled once more; from its file, decoded in this process, where nothing is left of
-        what that had become."""
+        """A question prefilled once more; from its file, decoded in this process, which has been read before,
+        where nothing is left of what that had become."""
         clip = arrival.clip
         if clip is None or clip.read is None:
             clip = self._reader.read((arrival.item,))
@@ -148,10 +146,13 @@ when it has none. An arrival without a run has failed already: it is yielded wit
 def one_by_one(session: "Session", arrivals: Arrivals, listener: Listener) -> Iterator[Outcome]:
     """The decoder that any other is held to: a question is answered before the next is prefilled."""
     while (arrival := arrivals.take()) is not None:
-        if arrival.lacked_memory(arrival.error):
+        answer = answer_of(session, arrival, listener)
+        if isinstance(answer, Exception) and arrival.lacked_memory(answer):
+            del answer
+            arrival = replace(arrival, run=None)
             yield by_itself(session, arrivals, arrival, listener)
         else:
-            yield arrival, answer_of(session, arrival, listener)
+            yield arrival, answer
 
 
 def by_itself(

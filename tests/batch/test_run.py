@@ -335,6 +335,20 @@ def test_as_many_are_read_at_once_as_memory_is_enough_for(
         assert max(together[80:]) in (2, 3)
 
 
+def test_a_clip_that_never_fits_says_nothing_of_the_others() -> None:
+    def read(path: str, *_: Any, **options: Any) -> None:
+        time.sleep(0.01)
+        if int(path) % 5 == 0:
+            raise DeviceError("out of memory")
+
+    session = SimpleNamespace(adapter=Reads().adapter, read=read)
+    clips = named(*map(str, range(60)))
+    with ClipReader(session, clips, ASKING, Listener(), ahead=6, readers=4) as reader:  # type: ignore[arg-type]
+        found = [reader.take() for _ in clips]
+        assert reader._most == 4
+    assert sum(opened.error is not None for opened in found if opened) == 12
+
+
 def test_a_lack_of_memory_by_itself_is_the_clip_s() -> None:
     """It is not read again where nothing was beside it."""
     reads = []
@@ -347,7 +361,6 @@ def test_a_lack_of_memory_by_itself_is_the_clip_s() -> None:
         found = reader.take()
     assert found is not None
     assert isinstance(found.error, DeviceError)
-    assert not found.beside
     assert reads == [1]
 
 

@@ -468,14 +468,22 @@ def test_where_there_is_room_for_one_place_only_all_are_answered(
     assert held == [0] * 5  # the others' were given back
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize(
+    ("decode", "name"),
+    [
+        (one_by_one, "prefill"),
+        (one_by_one, "generate"),
+        (together(3), "prefill"),
+        (together(3, ahead=1), "prefill"),
+    ],
+)
 def test_what_finds_no_memory_is_answered_while_nobody_reads(
-    session: Session, clips: list[Clip], monkeypatch: Any, ahead: int
+    session: Session, clips: list[Clip], monkeypatch: Any, decode: Any, name: str
 ) -> None:
     alone = by_key(list(run_batch(session, clips, ASKING, ahead=0)))
     many = [tuple(replace(item, key=f"{item.key}{n}") for item in clip) for n in range(3) for clip in clips]
     reading: set[int] = set()
-    read, prefill = Session.read, Session.prefill
+    read, whole = Session.read, getattr(Session, name)
     lacked = []
 
     def reads(self: Session, *args: Any, **options: Any) -> Any:
@@ -486,39 +494,17 @@ def test_what_finds_no_memory_is_answered_while_nobody_reads(
         finally:
             reading.remove(threading.get_ident())
 
-    def prefills(self: Session, *args: Any, **options: Any) -> Any:
+    def needs_all(self: Session, *args: Any, **options: Any) -> Any:
         if reading:
             lacked.append(1)
             raise DeviceError("out of memory")
-        return prefill(self, *args, **options)
+        return whole(self, *args, **options)
 
     monkeypatch.setattr(Session, "read", reads)
-    monkeypatch.setattr(Session, "prefill", prefills)
-    decode = together(3, ahead)
+    monkeypatch.setattr(Session, name, needs_all)
     found = by_key(list(run_batch(session, many, ASKING, ahead=4, readers=3, decode=decode)))
     assert [record["answer"] for record in found] == [r["answer"] for r in alone for _ in range(3)]
     assert lacked
-
-
-@pytest.mark.parametrize("decode", [one_by_one, together(3), together(3, ahead=1)])
-def test_a_clip_that_finds_no_memory_even_by_itself_is_read_once_more_beside_nothing(
-    session: Session, clips: list[Clip], monkeypatch: Any, decode: Any
-) -> None:
-    """What is ready and what is answered takes memory too, also while no other clip is read."""
-    alone = by_key(list(run_batch(session, clips, ASKING, ahead=0)))
-    read, refused = Session.read, []
-
-    def reads(self: Session, *args: Any, **options: Any) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            time.sleep(0.05)
-            refused.append(1)
-            raise DeviceError("out of memory")
-        return read(self, *args, **options)
-
-    monkeypatch.setattr(Session, "read", reads)
-    found = by_key(list(run_batch(session, clips, ASKING, ahead=4, readers=3, decode=decode)))
-    assert found == alone
-    assert refused
 
 
 def test_prefills_go_first_on_a_gpu(session: Session, clips: list[Clip], monkeypatch: Any) -> None:
