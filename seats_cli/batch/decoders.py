@@ -63,9 +63,9 @@ def choose_pace(
     """What was asked for, else, for each of `sharing` processes that answer: where the model is on a GPU, a
     reader for all but one of its share of the cores, at most 16, and where video is decoded there too at most
     4, shared between the `on_one_gpu`; none elsewhere, where decoding and the model are after the same cores.
-    On a GPU with CUDA graphs 16 answers together. On a small GPU at most 4 readers and 8
-    answers. The readers share the cores. A clip that takes long is
-    overtaken by any number of others if records come unordered, else by 64."""
+    On a GPU with CUDA graphs 16 answers together. On a small GPU at most 4 readers and 8 answers. The readers
+    share the cores. A clip that takes long is overtaken by any number of others if records come unordered,
+    else by 64."""
     own = cores() // sharing
     if readers is None:
         most = MOST if hwaccel == "none" else max(1, MOST_ON_GPU // on_one_gpu)
