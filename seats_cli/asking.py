@@ -81,7 +81,7 @@ class ReadClip:
     media, mtime, clip: the file as named, its time of change, and what was used of it (closed by now)
     shape, encoded:     its tokens: how many, and every one of them
     sampling, windows, caps: what all its questions must agree on
-    seconds:            what reading it took, by stage
+    seconds:            from opening it until all of it was encoded
     """
 
     media: str | Path
@@ -92,7 +92,7 @@ class ReadClip:
     sampling: Sampling
     windows: StageOneWindows
     caps: TokenCaps
-    seconds: Mapping[str, float]
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,10 @@ class PrefilledAhead:
         self._thread.start()
 
     def take(self, *, wait: bool = True) -> Arrival | None:
-        """As `Arrivals.take`; after `hold` what comes is not `prefilled` yet."""
+        """As `Arrivals.take`; after `hold` what comes is not `prefilled` yet.
+
+        Keep a run's cache until this thread's stream is past its use, as `DecodeTogether` does: to tell the
+        allocator of each of its tensors (`take_over`) takes two events a layer."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._ready or self._over)
@@ -50,7 +53,7 @@ class PrefilledAhead:
         if isinstance(arrival, BaseException):
             raise arrival
         if arrival is not None and arrival.run is not None:
-            take_over((arrival.run.read.logits, *arrival.run.read.cache.tensors()), self._device)
+            take_over(arrival.run.read.logits, self._device)
         return arrival
 
     def prefilled(self, arrival: Arrival) -> Arrival:

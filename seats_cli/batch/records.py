@@ -72,10 +72,8 @@ class Asking:
         return replace(self, model={**self.model, **changes})
 
 
-def success(
-    item: Item, asking: Asking, answer: "Answer", read_seconds: Mapping[str, float], warnings: Sequence[str]
-) -> Record:
-    """The record of an answer. `read_seconds`: what opening and encoding its clip took, by stage."""
+def success(item: Item, asking: Asking, answer: "Answer", read_s: float, warnings: Sequence[str]) -> Record:
+    """The record of an answer. `read_s`: seconds that opening and encoding its clip took."""
     report = answer.report
     before, stages = report.tokens.before, report.timing.stages
     tokens = {
@@ -87,7 +85,7 @@ def success(
         "finish_reason": report.tokens.finish_reason,
     }
     timing = {
-        "read_s": round(sum(read_seconds.values()), 6),
+        "read_s": round(read_s, 6),
         "prefill_s": round(stages.get("select", 0.0) + stages.get("prefill", 0.0), 6),
         "generate_s": round(stages.get("generate", 0.0), 6),
     }
@@ -105,8 +103,8 @@ def _record(item: Item, asking: Asking, *, ok: bool, warnings: Sequence[str], **
     """One line; what does not apply is null.
 
     tokens: of the prompt before selection, the share kept (mean over layers) and those of the answer
-    timing: seconds: opening, decoding and encoding the clip, once for all its questions; selection and
-            prefill; the answer
+    timing: seconds: from opening the clip until all of it was encoded, once for all its questions; selection
+            and prefill; the answer
     """
     return {
         "schema_version": SCHEMA_VERSION,

@@ -7,9 +7,9 @@ clips -> ClipReader (its own thread: open, decode, resize, encode)
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +36,7 @@ class Arrival:
 
     clip:     what it is about; None once nothing more is asked of it
     warnings: what was lost of the clip, and said to this question
-    seconds:  what reading the clip took, by stage
+    seconds:  what reading the clip took
     """
 
     item: Item
@@ -44,7 +44,7 @@ class Arrival:
     run: "Run | None" = None
     error: Exception | None = None
     warnings: Sequence[str] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def lacked_memory(self, error: Exception | None) -> bool:
         """Whether an error says that the question may be answered once others have given memory back."""

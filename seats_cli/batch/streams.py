@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from seats_cli.measure.clock import recorded
+from seats_cli.measure.clock import idle_until_done
 from seats_cli.model.kept import tensors_in
 
 BESIDE, FIRST = 0, -2
@@ -27,7 +27,7 @@ def own_stream(device: torch.device, priority: int = BESIDE) -> Iterator[Callabl
     stream = torch.cuda.Stream(device, priority=priority)
     stream.wait_stream(torch.cuda.default_stream(device))  # the weights are there
     with torch.cuda.stream(stream):
-        yield lambda: recorded(device).synchronize()
+        yield lambda: idle_until_done(device)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from seats_cli.errors import MediaError
 from seats_cli.measure.clock import Stopwatch
 from seats_cli.model.adapter import Adapter, Encoded, MediaShape, Prompt
 from seats_cli.model.preprocess import mel_blocks, mel_peak, resize_frames
+from seats_cli.selection.layout import on_device
 from seats_cli.selection.methods import Method
 from seats_cli.selection.plan import Kind, Plan
 
@@ -140,9 +141,8 @@ def encode(
         run = EncoderRun(adapter, clip, shape, windows, plan.needs_saliency, saliency_positions, clock, told)
         image = encode_image(run) if shape.n_image else None
     layout = prompt.layout.to(adapter.device)
-    # What lies on the host is sent before the encoders run, or sending it would wait for them.
     text = text_rows(adapter, prompt, image)
-    slots = {kind: slots_of(prompt.layout, code).to(adapter.device) for kind, code in CODES.items()}
+    slots = {kind: on_device(slots_of(prompt.layout, code), adapter.device) for kind, code in CODES.items()}
     choose = choose_by_clip if method.scope == "clip" else choose_by_window
     with ExitStack() as reading:
         if run is not None:
@@ -287,7 +287,7 @@ def audio_stream(run: EncoderRun) -> Iterator[Encoded]:
 def _samples(run: EncoderRun) -> Iterator[torch.Tensor]:
     """The clip's samples from the start: blocks (n,) float32 on the device."""
     for block in timed(run.clip.audio_blocks(SAMPLES_PER_BLOCK), run.clock, "read"):
-        yield torch.from_numpy(block).to(run.adapter.device)
+        yield on_device(torch.from_numpy(block), run.adapter.device)
 
 
 def encode_image(run: EncoderRun) -> Encoded:

@@ -8,7 +8,7 @@ import torch
 from seats_cli.errors import MediaError
 from seats_cli.measure.clock import Stopwatch
 from seats_cli.model.adapter import Adapter, Encoded, Prompt
-from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout
+from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout, on_device
 from seats_cli.selection.methods import Kept, MediaTokens, Method
 from seats_cli.selection.plan import Kind, Plan
 
@@ -172,11 +172,11 @@ def text_rows(adapter: Adapter, prompt: Prompt, image: Encoded | None) -> TextRo
     slots = slots_of(prompt.layout, TEXT)
     rows = adapter.embed_text(prompt.input_ids[slots])
     if image is None:
-        return TextRows(slots.to(rows.device), rows)
-    of_image = torch.searchsorted(slots, prompt.image_slots).to(rows.device)
+        return TextRows(on_device(slots, rows.device), rows)
+    of_image = on_device(torch.searchsorted(slots, prompt.image_slots), rows.device)
     rows[of_image] = image.embeddings.to(rows)
     features = None if image.deepstack is None else (of_image, image.deepstack)
-    return TextRows(slots.to(rows.device), rows, features)
+    return TextRows(on_device(slots, rows.device), rows, features)
 
 
 def assemble(

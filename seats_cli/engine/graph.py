@@ -11,6 +11,7 @@ import torch
 
 from seats_cli.engine.cache import LayerCache
 from seats_cli.model.adapter import Adapter
+from seats_cli.selection.layout import on_device
 
 ROUNDING = 512  # a buffer's tokens come in multiples of this, so that a slightly longer clip reuses the graph
 
@@ -64,18 +65,18 @@ class GraphDecoder:
         for held, buffers in zip(zip(*read, strict=True), (self._keys, self._values), strict=True):
             places = [buffer[slot, :, :n] for buffer, n in zip(buffers, lengths, strict=True)]
             torch._foreach_copy_(places, [tensor[0] for tensor in held])  # one call for all layers
-        on_host = torch.tensor(lengths, dtype=torch.int32, pin_memory=self._lengths.is_cuda)
-        self._lengths[:, slot].copy_(on_host, non_blocking=True)  # or the step in the making is waited for
-        self._position[:, slot] = next_position
-        self._active[slot] = 1
+        # Nothing here waits for the step in the making; `self._active[slot] = 1` would, for its one number.
+        self._lengths[:, slot] = on_device(torch.tensor(lengths, dtype=torch.int32), self._lengths.device)
+        self._position[:, slot].fill_(next_position)
+        self._active[slot].fill_(1)
         self._busy.add(slot)
         cache.clear()
 
     def retire(self, slot: int) -> None:
         """End a slot's sequence; the slot is free."""
         self._busy.discard(slot)
-        self._active[slot] = 0
-        self._lengths[:, slot] = 0
+        self._active[slot].fill_(0)
+        self._lengths[:, slot].fill_(0)
 
     def release(self) -> None:
         """Give the buffers back, which otherwise stay as large as the largest sequence so far needed.

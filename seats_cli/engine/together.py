@@ -47,6 +47,7 @@ class DecodeTogether:
         self._adapter, self._decoder = adapter, decoder
         self._open: dict[int, _Slot] = {}
         self._tokens = torch.zeros(decoder.slots, dtype=torch.int64, device=adapter.device)
+        self._spent: list[torch.Tensor] = []  # caches that are copied from, perhaps made on another stream
 
     def __len__(self) -> int:
         return len(self._open)
@@ -57,11 +58,12 @@ class DecodeTogether:
         return self._decoder.slots - len(self._open)
 
     def add(self, prefilled: Prefilled, next_position: float, options: DecodeOptions) -> Sequence:
-        """Open a sequence behind a read prompt, whose cache is used up; `next_position` as `Generation` has
-        it. Raises ValueError where no slot is free."""
+        """Open a sequence behind a read prompt, whose cache is used up, its memory with the next step;
+        `next_position` as `Generation` has it. Raises ValueError where no slot is free."""
         if not self.free:
             raise ValueError(f"all {self._decoder.slots} slots are taken")
         slot = min(set(range(self._decoder.slots)) - set(self._open))
+        spent = list(prefilled.cache.tensors())
         try:
             self._decoder.begin(prefilled.cache, next_position, options.max_new_tokens, slot)
             choose = TokenSampler(options, prefilled.logits.device)
@@ -69,6 +71,7 @@ class DecodeTogether:
         except BaseException:
             self._decoder.retire(slot)  # half begun, it would run on
             raise
+        self._spent += spent
         sequence = Sequence(options)
         self._open[slot] = _Slot(sequence, choose)
         return sequence
@@ -83,6 +86,7 @@ class DecodeTogether:
         if self._open:
             self._choose(self._decoder.step(self._tokens))
         tokens, ended = arrived(), []
+        self._spent.clear()  # what came before these tokens is done
         for number, slot in read_now.items():
             self._read(slot, tokens[number])
             if slot.sequence.finish_reason is not None:
@@ -95,6 +99,7 @@ class DecodeTogether:
         """Close every sequence where it is."""
         for number in list(self._open):
             self._close(number)
+        self._spent.clear()
 
     def _choose(self, logits: torch.Tensor) -> None:
         for slot in self._open.values():

@@ -126,6 +126,12 @@ def recorded(device: torch.device, *, timed: bool = False) -> torch.cuda.Event:
     return event
 
 
+def idle_until_done(device: torch.device) -> None:
+    """Wait for all that this thread has asked of a device, and leave the core to others meanwhile."""
+    if device.type == "cuda":
+        recorded(device).synchronize()
+
+
 class DeviceSpan:
     """A context manager that lets a CUDA device time what is launched inside, by its own events.
 

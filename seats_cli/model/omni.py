@@ -29,6 +29,7 @@ from seats_cli.model.preprocess import (
     smart_resize,
 )
 from seats_cli.model.prompt import PositionRule, SpecialIds, lay_out
+from seats_cli.selection.layout import on_device
 
 VISION_BATCH_PATCHES = 1 << 16  # patches through the vision tower at once: bounds memory, not results
 AUDIO_BATCH_FRAMES = 25600  # mel frames through the audio encoder at once (256 s)
@@ -304,7 +305,7 @@ class OmniAdapter(Adapter):
     @torch.no_grad()
     def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
         """See `Adapter.embed_text`."""
-        return self._text.embed_tokens(input_ids.to(self.device)).to(self.device)
+        return self._text.embed_tokens(on_device(input_ids, self.device)).to(self.device)
 
     @torch.no_grad()
     def rotary(self, position: torch.Tensor) -> Rotary:

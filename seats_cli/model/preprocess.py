@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from seats_cli.errors import MediaError
+from seats_cli.selection.layout import on_device
 
 MAX_ASPECT = 200  # qwen-omni-utils' limit of long side to short side
 TOKENS_PER_FRAME_LIMIT = 768  # qwen-omni-utils' VIDEO_MAX_PIXELS, in units of the squared pixel factor
@@ -176,7 +177,7 @@ def _log_mel(samples: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     window = torch.hann_window(spec.n_fft, device=samples.device)
     stft = torch.stft(samples, spec.n_fft, spec.hop_length, window=window, center=False, return_complex=True)
     power = stft.abs().square()
-    return (mel_filters(spec).to(samples.device) @ power).clamp_(min=1e-10).log10_()
+    return (on_device(mel_filters(spec), samples.device) @ power).clamp_(min=1e-10).log10_()
 
 
 def _log_mel_stream(
@@ -217,17 +218,19 @@ def _log_mel_stream(
         yield _log_mel(padded[:length], spec)
 
 
-def mel_peak(blocks: Iterable[np.ndarray | torch.Tensor], spec: MelSpec) -> float:
+def mel_peak(blocks: Iterable[np.ndarray | torch.Tensor], spec: MelSpec) -> torch.Tensor:
     """The loudest log10 mel value of a clip, the first of two passes over its samples; -10 for silence.
 
-    Frames past the end count as far as they still hear the clip, as they do in HF's padded spectrogram.
+    A float32 scalar where the samples are, which is not waited for. Frames past the end count as far as they
+    still hear the clip, as they do in HF's padded spectrogram.
     """
     tail = -(-(spec.n_fft // 2) // spec.hop_length)
-    return max((piece.max().item() for piece in _log_mel_stream(blocks, spec, tail)), default=-10.0)
+    loudest = [piece.max() for piece in _log_mel_stream(blocks, spec, tail)]
+    return torch.stack(loudest).max() if loudest else torch.tensor(-10.0)
 
 
 def mel_blocks(
-    blocks: Iterable[np.ndarray | torch.Tensor], spec: MelSpec, peak: float, frames_per_block: int
+    blocks: Iterable[np.ndarray | torch.Tensor], spec: MelSpec, peak: torch.Tensor, frames_per_block: int
 ) -> Iterator[torch.Tensor]:
     """The clip's mel frames as (bins, frames_per_block) float32 blocks, the last one shorter.
 

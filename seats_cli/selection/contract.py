@@ -8,7 +8,7 @@ import torch
 
 from seats_cli.presets import Preset
 from seats_cli.selection.diversity import merge_dropped
-from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout
+from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout, on_device
 from seats_cli.selection.options import SelectionOptions
 from seats_cli.selection.plan import ClipCounts, Kind, Plan
 
@@ -159,5 +159,4 @@ def _starts(starts: list[int], device: torch.device) -> torch.Tensor:
     step = starts[1] - starts[0] if len(starts) > 1 else 1
     if starts == list(range(starts[0], starts[-1] + 1, step)):
         return torch.arange(starts[0], starts[-1] + 1, step, device=device)
-    pinned = device.type == "cuda"  # a copy from pageable memory would block
-    return torch.tensor(starts, pin_memory=pinned).to(device, non_blocking=pinned)
+    return on_device(torch.tensor(starts), device)

@@ -56,9 +56,17 @@ class TokenLayout:
     def to(self, device: torch.device | str) -> "TokenLayout":
         """The same layout on another device."""
         return TokenLayout(
-            self.kind.to(device),
-            self.window.to(device),
-            self.position.to(device),
-            self.time_s.to(device),
+            on_device(self.kind, device),
+            on_device(self.window, device),
+            on_device(self.position, device),
+            on_device(self.time_s, device),
             self.counts,
         )
+
+
+def on_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The same tensor on `device`. What the host sends to a GPU goes through pinned memory and is not waited
+    for: a copy from pageable memory would wait for all that was launched on the stream before it."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

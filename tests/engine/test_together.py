@@ -1,5 +1,6 @@
 """Sequences that are decoded together say what each says alone, whenever they join and leave."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,17 @@ def test_a_longer_sequence_joins_while_another_runs(adapter: Adapter) -> None:
         together.step()
     _same(short, _alone(adapter, 8, options))
     _same(long, _alone(adapter, ROUNDING + 5, options))
+
+
+def test_a_prompt_s_cache_is_kept_until_it_was_copied(adapter: Adapter) -> None:
+    """It may lie on another stream: not before a token has come that was chosen behind the copy."""
+    together, read = DecodeTogether(adapter, GraphDecoder(adapter, slots=2)), _read(adapter, 9)
+    held = [weakref.ref(tensor) for tensor in read.cache.tensors()]
+    together.add(read, 9, DecodeOptions(4))
+    assert held
+    assert all(tensor() is not None for tensor in held)
+    together.step()
+    assert not any(tensor() is not None for tensor in held)
 
 
 def test_an_idle_slot_stays_where_it_is(adapter: Adapter, monkeypatch: Any) -> None:

@@ -222,6 +222,6 @@ def test_mel_is_bounded_by_its_peak_however_long() -> None:
 def test_silence_and_nothing() -> None:
     assert mel_peak([], SPEC) == -10.0
     assert mel_spectrogram(np.zeros(0, np.float32), SPEC).shape == (128, 0)
-    assert list(mel_blocks([], SPEC, 0.0, 200)) == []
+    assert list(mel_blocks([], SPEC, torch.tensor(0.0), 200)) == []
     silent = mel_spectrogram(np.zeros(1600, np.float32), SPEC)
     assert torch.equal(silent, torch.full((128, 10), -1.5))

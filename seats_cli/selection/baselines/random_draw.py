@@ -4,6 +4,7 @@ import torch
 
 from seats_cli.presets import Preset
 from seats_cli.selection.contract import Kept, MediaTokens, Method, by_windows
+from seats_cli.selection.layout import on_device
 from seats_cli.selection.options import SelectionOptions
 from seats_cli.selection.plan import ClipCounts, Kind, Plan
 from seats_cli.selection.planning import flat_plan
@@ -38,6 +39,4 @@ def draw_lots(n_tokens: int, kind: Kind, seed: int, device: torch.device) -> tor
     choice.
     """
     generator = torch.Generator().manual_seed((2 * seed + (kind == "audio")) % 2**63)
-    pinned = device.type == "cuda"  # a copy from pageable memory would block
-    lots = torch.randperm(n_tokens, generator=generator, pin_memory=pinned)
-    return lots.to(device, non_blocking=pinned)
+    return on_device(torch.randperm(n_tokens, generator=generator), device)
