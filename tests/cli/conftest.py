@@ -161,7 +161,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
             reply = written.replies.get(Path(media).name)
             if isinstance(reply, MediaError):
                 raise reply
-            return SimpleNamespace(media=str(media), seconds={"read": 0.5}, encoded=None)
+            return SimpleNamespace(media=str(media), seconds=0.5, encoded=None)
 
         def prefill(
             self, read: Any, question: str, options: session.AskOptions, *, on_stage: Any, warn: Any
