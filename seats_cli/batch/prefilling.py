@@ -41,8 +41,8 @@ class PrefilledAhead:
     def take(self, *, wait: bool = True) -> Arrival | None:
         """As `Arrivals.take`; after `hold` what comes is not `prefilled` yet.
 
-        Keep a run's cache until this thread's stream is past its use, as `DecodeTogether` does: to tell the
-        allocator of each of its tensors (`take_over`) takes two events a layer."""
+        A run's cache was made on another stream (`DecodeTogether.add`): the allocator is not told that this
+        thread's uses it (`take_over`), which would take two events a layer."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._ready or self._over)

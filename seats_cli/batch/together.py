@@ -38,10 +38,13 @@ class AnswersTogether:
         """Questions that can be added now."""
         return self._decoding.free
 
-    def add(self, run: "Run") -> None:
-        """Begin an answer; uses up the run's cache. Raises DeviceError where memory runs out."""
+    def add(self, run: "Run", *, other_stream: bool = False) -> None:
+        """Begin an answer; uses up the run's cache (`DecodeTogether.add`). Raises DeviceError where memory
+        runs out."""
         with torch.inference_mode(), explained_memory():
-            sequence = self._decoding.add(run.read, run.prompt.next_position, run.options.decoding)
+            sequence = self._decoding.add(
+                run.read, run.prompt.next_position, run.options.decoding, other_stream=other_stream
+            )
         self._runs[id(sequence)] = run, run.clock.elapsed
 
     def step(self) -> list[tuple["Run", "Answer | Exception"]]:
@@ -98,12 +101,13 @@ def together(slots: int, ahead: int = 0) -> Decoder:
                 arrival, waiting = waiting or arrivals.take(wait=not making), None
                 if arrival is None:
                     break
+                elsewhere = arrival.run is not None and isinstance(arrivals, PrefilledAhead)
                 if arrival.run is None and (waited or arrival.error is None):
                     arrival = arrivals.prefilled(arrival)
                 error = arrival.error
                 if arrival.run is not None:
                     try:
-                        answers.add(arrival.run)
+                        answers.add(arrival.run, other_stream=elsewhere)
                         making[id(arrival.run)] = replace(arrival, clip=None)  # whose memory others may need
                     except Exception as met:
                         error = met

@@ -29,7 +29,7 @@ from seats_cli.engine.enter import (
 )
 from seats_cli.engine.front import read_ahead
 from seats_cli.errors import MediaError
-from seats_cli.measure.clock import Stopwatch
+from seats_cli.measure.clock import Stopwatch, idle_until_done
 from seats_cli.model.adapter import Adapter, Encoded, MediaShape, Prompt
 from seats_cli.model.preprocess import mel_blocks, mel_peak, resize_frames
 from seats_cli.selection.layout import on_device
@@ -45,6 +45,7 @@ FRAMES_ON_LARGE_GPU = 128  # likewise where 2 GB more do not matter: fewer, larg
 LARGE_GPU_BYTES = 40e9
 AUDIO_S_AT_ONCE = 256.0  # seconds through the audio encoder at once, likewise
 SAMPLES_PER_BLOCK = 16000 * 30
+BLOCKS_ON_THE_WAY = 8  # of samples, sent to a GPU without waiting
 READ_AHEAD_BYTES = 256 * 2**20  # decoded frames that wait for the encoder at most
 PIECE_BYTES = 16 * 2**20  # decoded frames handed over at once, each time at the cost of some launches
 
@@ -245,7 +246,7 @@ def video_stream(run: EncoderRun, pieces: Iterator[torch.Tensor]) -> Iterator[En
     for native in timed(pieces, clock, "read"):
         with clock.stage("preprocess"):
             # Native frames go at once: the batch holds resized ones only.
-            frames = native.to(run.adapter.device, non_blocking=True)
+            frames = on_device(native, run.adapter.device)
             batch.append(resize_frames(frames, size))
         waiting += len(frames)
         run.on_stage("read", done + waiting, total)
@@ -286,8 +287,11 @@ def audio_stream(run: EncoderRun) -> Iterator[Encoded]:
 
 def _samples(run: EncoderRun) -> Iterator[torch.Tensor]:
     """The clip's samples from the start: blocks (n,) float32 on the device."""
-    for block in timed(run.clip.audio_blocks(SAMPLES_PER_BLOCK), run.clock, "read"):
+    blocks = timed(run.clip.audio_blocks(SAMPLES_PER_BLOCK), run.clock, "read")
+    for number, block in enumerate(blocks, 1):
         yield on_device(torch.from_numpy(block), run.adapter.device)
+        if number % BLOCKS_ON_THE_WAY == 0:  # bounds what lies in pinned memory, however long the clip
+            idle_until_done(run.adapter.device)
 
 
 def encode_image(run: EncoderRun) -> Encoded:

@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 
 from seats_cli.engine.cache import LayerCache
+from seats_cli.measure.clock import idle_until_done
 from seats_cli.model.adapter import Adapter
 from seats_cli.selection.layout import on_device
 
@@ -81,7 +82,8 @@ class GraphDecoder:
     def release(self) -> None:
         """Give the buffers back, which otherwise stay as large as the largest sequence so far needed.
 
-        Sequences that have not ended are lost."""
+        Sequences that have not ended are lost. Waits for the step in the making, whose memory this is."""
+        idle_until_done(self._adapter.device)
         self._keys, self._values, self._graph, self._logits = [], [], None, None
         for slot in range(self.slots):
             self.retire(slot)
@@ -106,6 +108,8 @@ class GraphDecoder:
         held = [keys.shape[2] for keys in self._keys] or [0] * len(needed)
         if all(n <= before for n, before in zip(needed, held, strict=True)):
             return
+        # Else the allocator may take the graph's memory from under the step in the making.
+        idle_until_done(self._adapter.device)
         self._graph = None
         capacities = [
             max(before, -(-n // ROUNDING) * ROUNDING) for n, before in zip(needed, held, strict=True)

@@ -11,6 +11,7 @@ import torch
 from seats_cli.engine.decode import DecodeOptions, FinishReason, TokenSampler, sent_to_host, text_of
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.engine.prefill import Prefilled
+from seats_cli.measure.clock import idle_until_done
 from seats_cli.model.adapter import Adapter
 
 
@@ -47,7 +48,7 @@ class DecodeTogether:
         self._adapter, self._decoder = adapter, decoder
         self._open: dict[int, _Slot] = {}
         self._tokens = torch.zeros(decoder.slots, dtype=torch.int64, device=adapter.device)
-        self._spent: list[torch.Tensor] = []  # caches that are copied from, perhaps made on another stream
+        self._spent: list[torch.Tensor] = []  # caches that are copied from, made on other streams
 
     def __len__(self) -> int:
         return len(self._open)
@@ -57,19 +58,32 @@ class DecodeTogether:
         """Sequences that can be added now."""
         return self._decoder.slots - len(self._open)
 
-    def add(self, prefilled: Prefilled, next_position: float, options: DecodeOptions) -> Sequence:
-        """Open a sequence behind a read prompt, whose cache is used up, its memory with the next step;
-        `next_position` as `Generation` has it. Raises ValueError where no slot is free."""
+    def add(
+        self,
+        prefilled: Prefilled,
+        next_position: float,
+        options: DecodeOptions,
+        *,
+        other_stream: bool = False,
+    ) -> Sequence:
+        """Open a sequence behind a read prompt, whose cache is used up; `next_position` as `Generation` has
+        it. Raises ValueError where no slot is free.
+
+        other_stream: the cache was made on another stream than this thread's, and is there. Its memory is
+                      kept until the next step, when it was copied from.
+        """
         if not self.free:
             raise ValueError(f"all {self._decoder.slots} slots are taken")
         slot = min(set(range(self._decoder.slots)) - set(self._open))
-        spent = list(prefilled.cache.tensors())
+        spent = list(prefilled.cache.tensors()) if other_stream else []
         try:
             self._decoder.begin(prefilled.cache, next_position, options.max_new_tokens, slot)
             choose = TokenSampler(options, prefilled.logits.device)
             self._tokens[slot] = choose(prefilled.logits)[0]
         except BaseException:
             self._decoder.retire(slot)  # half begun, it would run on
+            if spent:  # perhaps it is copied from
+                idle_until_done(self._adapter.device)
             raise
         self._spent += spent
         sequence = Sequence(options)
@@ -99,7 +113,9 @@ class DecodeTogether:
         """Close every sequence where it is."""
         for number in list(self._open):
             self._close(number)
-        self._spent.clear()
+        if self._spent:
+            idle_until_done(self._adapter.device)
+            self._spent.clear()
 
     def _choose(self, logits: torch.Tensor) -> None:
         for slot in self._open.values():

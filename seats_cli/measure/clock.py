@@ -127,9 +127,12 @@ def recorded(device: torch.device, *, timed: bool = False) -> torch.cuda.Event:
 
 
 def idle_until_done(device: torch.device) -> None:
-    """Wait for all that this thread has asked of a device, and leave the core to others meanwhile."""
+    """Wait for all that this thread has asked of a device, and leave the core to others meanwhile; elsewhere
+    than on CUDA, for all that was asked."""
     if device.type == "cuda":
         recorded(device).synchronize()
+    else:
+        synchronise(device)
 
 
 class DeviceSpan:

@@ -138,7 +138,7 @@ def patchify(
     if short := -frames.shape[0] % temporal_patch:
         frames = torch.cat([frames, frames[-1:].expand(short, -1, -1, -1)])
     n_frames, height, width, channels = frames.shape
-    mean, std = (_on_device(values, stats.rescale, frames.device) for values in (stats.mean, stats.std))
+    mean, std = (_constants(values, stats.rescale, frames.device) for values in (stats.mean, stats.std))
     t, h, w = n_frames // temporal_patch, height // patch, width // patch
     pixels = frames.view(t, temporal_patch, h // merge, merge, patch, w // merge, merge, patch, channels)
     # moved while they are bytes, then made numbers
@@ -147,8 +147,9 @@ def patchify(
 
 
 @lru_cache(maxsize=16)
-def _on_device(values: tuple[float, ...], rescale: float, device: torch.device) -> torch.Tensor:
-    """Constants of channels in units of bytes, (3, 1): copied to the device once, not in every batch."""
+def _constants(values: tuple[float, ...], rescale: float, device: torch.device) -> torch.Tensor:
+    """Constants of channels in units of bytes, (3, 1): copied to the device once, not in every batch. Waits
+    until they are there, for other threads' streams use them too."""
     return (torch.tensor(values) / rescale)[:, None].to(device)
 
 

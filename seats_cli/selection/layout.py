@@ -69,4 +69,4 @@ def on_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     for: a copy from pageable memory would wait for all that was launched on the stream before it."""
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True)  # pinned already, it is not copied

@@ -77,12 +77,12 @@ def test_a_run_short_of_memory_waits_for_no_clip(
 
     added, real = [], AnswersTogether.add
 
-    def add(self: AnswersTogether, run: Any) -> None:
+    def add(self: AnswersTogether, run: Any, **options: Any) -> None:
         added.append(1)
         if len(added) == 2:
             time.sleep(0.2)  # the thread has gone on to the next clip
             raise DeviceError("out of memory")
-        real(self, run)
+        real(self, run, **options)
 
     monkeypatch.setattr(AnswersTogether, "add", add)
     found: list[Record] = []
@@ -111,12 +111,12 @@ def test_an_answer_that_waits_for_room_takes_none(
     alive: list[bool] = []
     real, step = AnswersTogether.add, AnswersTogether.step
 
-    def add(self: AnswersTogether, run: Any) -> None:
+    def add(self: AnswersTogether, run: Any, **options: Any) -> None:
         added.append(1)
         if len(added) == 2:
             refused.append(weakref.ref(run))
             raise DeviceError("out of memory")
-        real(self, run)
+        real(self, run, **options)
 
     def watched(self: AnswersTogether) -> Any:
         alive.extend(run() is not None for run in refused)

@@ -221,6 +221,21 @@ def test_an_error_of_one_is_one_s(session: Session, clips: list[Clip], monkeypat
     assert [record for record in found if record not in failed] == others
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_who_prefilled_on_another_stream_is_known(
+    session: Session, clips: list[Clip], monkeypatch: Any, ahead: int
+) -> None:
+    told, real = [], AnswersTogether.add
+
+    def add(self: AnswersTogether, run: Any, *, other_stream: bool) -> None:
+        told.append(other_stream)
+        real(self, run, other_stream=other_stream)
+
+    monkeypatch.setattr(AnswersTogether, "add", add)
+    list(run_batch(session, clips, ASKING, decode=together(4, ahead)))
+    assert told == [bool(ahead)] * 5
+
+
 def test_prefills_go_first_on_a_gpu(session: Session, clips: list[Clip], monkeypatch: Any) -> None:
     asked: list[tuple[Any, ...]] = []
     real = prefilling.own_stream

@@ -359,3 +359,22 @@ def test_stages_are_timed_and_progress_reaches_its_end(tiny_adapter: Adapter) ->
     assert all(seconds > 0 for seconds in clock.seconds.values())
     last = {name: (done, total) for name, done, total in told}
     assert last == {"read": (14, 14), "encode_video": (14, 14), "encode_audio": (7, 7)}
+
+
+def test_little_sound_is_on_its_way_however_long_the_clip(monkeypatch: Any) -> None:
+    """What a GPU has not copied yet stays in pinned memory."""
+    done, waited = [], []
+
+    def blocks(size: int) -> Iterator[np.ndarray]:
+        for number in range(20):
+            done.append(number)
+            yield np.zeros(size, np.float32)
+
+    run: Any = SimpleNamespace(
+        clip=SimpleNamespace(audio_blocks=blocks),
+        clock=Stopwatch(),
+        adapter=SimpleNamespace(device=torch.device("cpu")),
+    )
+    monkeypatch.setattr(encode_module, "idle_until_done", lambda _: waited.append(len(done)))
+    assert len(list(encode_module._samples(run))) == 20
+    assert waited == [encode_module.BLOCKS_ON_THE_WAY, 2 * encode_module.BLOCKS_ON_THE_WAY]

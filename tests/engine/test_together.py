@@ -2,6 +2,7 @@
 
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from seats_cli.engine.decode import DecodeOptions, Generation
 from seats_cli.engine.graph import ROUNDING, GraphDecoder
 from seats_cli.engine.prefill import Prefilled
 from seats_cli.engine.together import DecodeTogether, Sequence
+from seats_cli.errors import DeviceError
 from seats_cli.model.adapter import Adapter
 from seats_cli.model.load import load_model
 
@@ -125,15 +127,61 @@ def test_a_longer_sequence_joins_while_another_runs(adapter: Adapter) -> None:
     _same(long, _alone(adapter, ROUNDING + 5, options))
 
 
-def test_a_prompt_s_cache_is_kept_until_it_was_copied(adapter: Adapter) -> None:
-    """It may lie on another stream: not before a token has come that was chosen behind the copy."""
-    together, read = DecodeTogether(adapter, GraphDecoder(adapter, slots=2)), _read(adapter, 9)
-    held = [weakref.ref(tensor) for tensor in read.cache.tensors()]
-    together.add(read, 9, DecodeOptions(4))
+@pytest.mark.parametrize("end", ["step", "clear", "failure"])
+def test_a_cache_of_another_stream_is_kept_until_it_was_copied(
+    adapter: Adapter, monkeypatch: Any, end: str
+) -> None:
+    """Until a token has come that was chosen behind the copy, or all that was asked for is done."""
+    together = DecodeTogether(adapter, GraphDecoder(adapter, slots=3))
+    waited, real = [], module.sent_to_host
+
+    def alive() -> list[bool]:
+        return [tensor() is not None for tensor in held]
+
+    def sent(*args: Any, **options: Any) -> Any:
+        arrived = real(*args, **options)
+        return lambda: (waited.append(all(alive())), arrived())[1]
+
+    def failing(*_: Any) -> Any:
+        raise DeviceError("out of memory")
+
+    monkeypatch.setattr(module, "sent_to_host", sent)
+    monkeypatch.setattr(module, "idle_until_done", lambda _: waited.append(all(alive())))
+    own = _read(adapter, 9)
+    held = [weakref.ref(tensor) for tensor in own.cache.tensors()]
+    together.add(own, 9, DecodeOptions(4))
     assert held
-    assert all(tensor() is not None for tensor in held)
-    together.step()
-    assert not any(tensor() is not None for tensor in held)
+    assert not any(alive()), "of this thread's stream: nothing need be kept"
+    read = _read(adapter, 9)
+    held = [weakref.ref(tensor) for tensor in read.cache.tensors()]
+    if end == "failure":
+        monkeypatch.setattr(module, "TokenSampler", failing)
+        with pytest.raises(DeviceError):
+            together.add(read, 9, DecodeOptions(4), other_stream=True)
+    else:
+        together.add(read, 9, DecodeOptions(4), other_stream=True)
+        assert all(alive())
+        getattr(together, end)()
+    assert waited == [True]
+    assert not any(alive())
+
+
+def test_a_step_s_memory_stays_until_it_is_done(adapter: Adapter, monkeypatch: Any) -> None:
+    """Where buffers grow or are given back: the recorded step uses them, and what it was recorded with."""
+    decoder, waited = GraphDecoder(adapter, slots=2), []
+    monkeypatch.setattr(
+        "seats_cli.engine.graph.idle_until_done",
+        lambda _: waited.append((decoder.held_bytes, decoder._graph is None)),
+    )
+    decoder._make_room([9] * adapter.n_layers)
+    small = decoder.held_bytes
+    decoder._graph = graph = SimpleNamespace()  # type: ignore[assignment]
+    decoder._make_room([ROUNDING] * adapter.n_layers)
+    assert decoder._graph is graph, "the same buffers are large enough"
+    decoder._make_room([ROUNDING + 1] * adapter.n_layers)
+    large = decoder.held_bytes
+    decoder.release()
+    assert waited == [(0, True), (small, False), (large, True)]
 
 
 def test_an_idle_slot_stays_where_it_is(adapter: Adapter, monkeypatch: Any) -> None:
