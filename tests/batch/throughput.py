@@ -197,13 +197,15 @@ def gpus(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
                     lines.append((round(time.perf_counter() - began, 2), done))
                 time.sleep(LOOKS_S)
             told.seek(0)
-            summary = told.read().strip().splitlines()[-1:]
+            said = told.read().strip()
+        if not out.exists():
+            sys.exit(f"the command ended with {process.returncode} and wrote nothing:\n{said}")
         yield steady(lines, 8 * count, looks) | {
             "seconds_a_clip": stages(out),
             "gpus": count,
             "cores": cores,
             "cpu_s": round(children_s() - used_s, 1),
-            "summary": summary,
+            "summary": said.splitlines()[-1:],
         }
 
 
