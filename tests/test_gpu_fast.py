@@ -20,8 +20,9 @@ from seats_cli.model.load import load_model
 from seats_cli.model.saliency import attention_received
 from seats_cli.presets import resolve_model
 from seats_cli.selection import budget, diversity
-from seats_cli.selection.layout import TokenLayout, on_device
+from seats_cli.selection.layout import TokenLayout
 from seats_cli.selection.relevance import WindowShares, WindowTokens
+from seats_cli.selection.transfer import on_device
 from seats_cli.session import AskOptions, ModelOptions, Session
 
 pytestmark = [

@@ -32,9 +32,9 @@ from seats_cli.errors import MediaError
 from seats_cli.measure.clock import Stopwatch, idle_until_done
 from seats_cli.model.adapter import Adapter, Encoded, MediaShape, Prompt
 from seats_cli.model.preprocess import mel_blocks, mel_peak, resize_frames
-from seats_cli.selection.layout import on_device
 from seats_cli.selection.methods import Method
 from seats_cli.selection.plan import Kind, Plan
+from seats_cli.selection.transfer import on_device
 
 Item = TypeVar("Item")
 OnStage = Callable[[str, int, int], None]

@@ -8,9 +8,10 @@ import torch
 from seats_cli.errors import MediaError
 from seats_cli.measure.clock import Stopwatch
 from seats_cli.model.adapter import Adapter, Encoded, Prompt
-from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout, on_device
+from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout
 from seats_cli.selection.methods import Kept, MediaTokens, Method
 from seats_cli.selection.plan import Kind, Plan
+from seats_cli.selection.transfer import on_device
 
 CODES: dict[Kind, int] = {"video": VIDEO, "audio": AUDIO}
 

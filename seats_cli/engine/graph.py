@@ -12,7 +12,7 @@ import torch
 from seats_cli.engine.cache import LayerCache
 from seats_cli.measure.clock import idle_until_done
 from seats_cli.model.adapter import Adapter
-from seats_cli.selection.layout import on_device
+from seats_cli.selection.transfer import on_device
 
 ROUNDING = 512  # a buffer's tokens come in multiples of this, so that a slightly longer clip reuses the graph
 

@@ -29,7 +29,7 @@ from seats_cli.model.preprocess import (
     smart_resize,
 )
 from seats_cli.model.prompt import PositionRule, SpecialIds, lay_out
-from seats_cli.selection.layout import on_device
+from seats_cli.selection.transfer import on_device
 
 VISION_BATCH_PATCHES = 1 << 16  # patches through the vision tower at once: bounds memory, not results
 AUDIO_BATCH_FRAMES = 25600  # mel frames through the audio encoder at once (256 s)

@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional
 
 from seats_cli.errors import MediaError
-from seats_cli.selection.layout import on_device
 
 MAX_ASPECT = 200  # qwen-omni-utils' limit of long side to short side
 TOKENS_PER_FRAME_LIMIT = 768  # qwen-omni-utils' VIDEO_MAX_PIXELS, in units of the squared pixel factor
@@ -173,12 +172,18 @@ def mel_filters(spec: MelSpec) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(bank.T)).to(torch.float32)
 
 
+@lru_cache(maxsize=16)
+def _filters(spec: MelSpec, device: torch.device) -> torch.Tensor:
+    """`mel_filters`, copied to the device once; waits, as `_constants` does."""
+    return mel_filters(spec).to(device)
+
+
 def _log_mel(samples: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     """log10 mel power (bins, K) of the K frames that lie wholly within `samples`."""
     window = torch.hann_window(spec.n_fft, device=samples.device)
     stft = torch.stft(samples, spec.n_fft, spec.hop_length, window=window, center=False, return_complex=True)
     power = stft.abs().square()
-    return (on_device(mel_filters(spec), samples.device) @ power).clamp_(min=1e-10).log10_()
+    return (_filters(spec, samples.device) @ power).clamp_(min=1e-10).log10_()
 
 
 def _log_mel_stream(

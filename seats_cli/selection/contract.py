@@ -8,9 +8,10 @@ import torch
 
 from seats_cli.presets import Preset
 from seats_cli.selection.diversity import merge_dropped
-from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout, on_device
+from seats_cli.selection.layout import AUDIO, TEXT, VIDEO, TokenLayout
 from seats_cli.selection.options import SelectionOptions
 from seats_cli.selection.plan import ClipCounts, Kind, Plan
+from seats_cli.selection.transfer import on_device
 
 
 @dataclass(frozen=True)

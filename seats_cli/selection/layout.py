@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from seats_cli.selection.transfer import on_device
+
 TEXT, VIDEO, AUDIO = 0, 1, 2
 KIND_NAMES = ("text", "video", "audio")
 
@@ -62,11 +64,3 @@ class TokenLayout:
             on_device(self.time_s, device),
             self.counts,
         )
-
-
-def on_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """The same tensor on `device`. What the host sends to a GPU goes through pinned memory and is not waited
-    for: a copy from pageable memory would wait for all that was launched on the stream before it."""
-    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # pinned already, it is not copied

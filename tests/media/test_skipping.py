@@ -228,18 +228,12 @@ def test_behind_damaged_keyframes_groups_are_passed_over_again(
 def test_a_damaged_file_gives_what_it_gave(
     spoilt: float, clip_file: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a picture is damaged FFmpeg may show what lay in memory, so these are counted, not compared."""
-    whole = clip_file("bframes.mkv").path
-    data = bytearray(whole.read_bytes())
+    data = bytearray(clip_file("bframes.mkv").path.read_bytes())
     at = int(spoilt * len(data))
     data[at : at + 2000] = np.random.default_rng(1).bytes(2000)
     path = tmp_path / "bad.mkv"
     path.write_bytes(data)
-    intact = {frame.tobytes() for frame in read(whole, 30.0)[0]}
     for fps in (2.0, 10.0):
         plain, skipping = both(path, fps, monkeypatch)
+        assert np.array_equal(plain[0], skipping[0])
         assert plain[1] == skipping[1]
-        pairs = list(zip(plain[0], skipping[0], strict=True))
-        unharmed = [one for one in pairs if one[0].tobytes() in intact]
-        assert len(unharmed) > 0.9 * len(pairs)
-        assert all(np.array_equal(*one) for one in unharmed)

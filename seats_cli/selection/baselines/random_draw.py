@@ -4,10 +4,10 @@ import torch
 
 from seats_cli.presets import Preset
 from seats_cli.selection.contract import Kept, MediaTokens, Method, by_windows
-from seats_cli.selection.layout import on_device
 from seats_cli.selection.options import SelectionOptions
 from seats_cli.selection.plan import ClipCounts, Kind, Plan
 from seats_cli.selection.planning import flat_plan
+from seats_cli.selection.transfer import on_device
 
 
 class Random(Method):
