@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from seats_cli.errors import PlanError
+from seats_cli.model.launching import LaunchOrder
 from seats_cli.model.preprocess import MelSpec, PixelCaps, PixelStats
 from seats_cli.selection.layout import TokenLayout
 
@@ -187,6 +188,7 @@ class Adapter(ABC):
         quantization:   how the weights are quantised, in words; None where they are not
         fused:          whether `fuse` found that the fast paths can run, and they do
         position_dtype: of rotary positions: torch.int64, or torch.float32 where the family's may be fractions
+        launch_order:   in which several threads run the network; the encoders keep to it by themselves
     """
 
     geometry: Geometry
@@ -201,6 +203,7 @@ class Adapter(ABC):
     pixel_stats: PixelStats
     mel_spec: MelSpec
     notes: tuple[str, ...]
+    launch_order: LaunchOrder
     quantization: str | None = None
     fused: bool = False
     position_dtype: torch.dtype = torch.int64

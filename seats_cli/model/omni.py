@@ -8,7 +8,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from threading import BoundedSemaphore
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +17,7 @@ from seats_cli.model.adapter import Adapter, Encoded, Geometry, MediaShape, Prom
 from seats_cli.model.fused_modules import said_of_paths, why_not_packed
 from seats_cli.model.fused_text import FusedText
 from seats_cli.model.kernels import has_triton, matvec, rms_norm
+from seats_cli.model.launching import LaunchOrder
 from seats_cli.model.placement import computing_device
 from seats_cli.model.preprocess import (
     MelSpec,
@@ -34,6 +34,7 @@ from seats_cli.selection.transfer import on_device
 VISION_BATCH_PATCHES = 1 << 16  # patches through the vision tower at once: bounds memory, not results
 AUDIO_BATCH_FRAMES = 25600  # mel frames through the audio encoder at once (256 s)
 ENCODERS_AT_ONCE = 4  # threads of a batch that may run an encoder: bounds the activations that are alive
+ENCODERS_ON_GPU = 1  # likewise where running it is launching it (`LaunchOrder`)
 
 
 class OmniAdapter(Adapter):
@@ -87,7 +88,7 @@ class OmniAdapter(Adapter):
         self._fast_text: FusedText | None = None
         self._special = read_special_ids(model.config, tokenizer, self.special_tokens)
         self._rule = self.position_rule(self.geometry)
-        self._encoding = BoundedSemaphore(ENCODERS_AT_ONCE)
+        self.launch_order = LaunchOrder(ENCODERS_ON_GPU if self.device.type == "cuda" else ENCODERS_AT_ONCE)
         self.position_dtype = self._rule.dtype
         # Clips of one length share their prompt, which takes milliseconds to lay out.
         self._lay_out = lru_cache(4)(partial(lay_out, tokenizer, self._special, self._rule))
@@ -232,14 +233,12 @@ class OmniAdapter(Adapter):
         per_grid = grid[1] * grid[2]
         windows_at_once = max(1, VISION_BATCH_PATCHES // (per_grid * window))
         step = windows_at_once * window * self.geometry.temporal_patch
-        starts = range(0, len(frames), step)
-        with self._encoding:
-            return Encoded.join(
-                [
-                    self._encode_patches(self._patches(frames[i : i + step], grid), grid, window, saliency)
-                    for i in starts
-                ]
-            )
+        parts = []
+        for first in range(0, len(frames), step):
+            with self.launch_order.in_turn():
+                patches = self._patches(frames[first : first + step], grid)
+                parts.append(self._encode_patches(patches, grid, window, saliency))
+        return Encoded.join(parts)
 
     @torch.no_grad()
     def encode_image(self, image: torch.Tensor, grid: tuple[int, int, int]) -> Encoded:
@@ -259,7 +258,7 @@ class OmniAdapter(Adapter):
         for first in range(0, mel.shape[1], step):
             part = mel[:, first : first + step]
             if self.audio_token_count(part.shape[1]):
-                with self._encoding:
+                with self.launch_order.in_turn():
                     parts.append(self._encode_mel(part, window, saliency, start + first))
         return Encoded.join(parts) if parts else self._nothing(saliency)
 

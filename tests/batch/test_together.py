@@ -20,6 +20,7 @@ from seats_cli.batch.streams import FIRST
 from seats_cli.batch.together import AnswersTogether, together
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.errors import DeviceError
+from seats_cli.model.launching import LaunchOrder
 from seats_cli.session import Session
 
 
@@ -116,7 +117,8 @@ def test_what_comes_while_nothing_is_there_is_not_lost(lacks_memory: bool) -> No
                 looked.set()
                 ahead._thread.join(30)
 
-    ahead: Any = PrefilledAhead(Given(), torch.device("cpu"), ahead=2)  # type: ignore[arg-type]
+    given: Any = Given()
+    ahead: Any = PrefilledAhead(given, torch.device("cpu"), LaunchOrder(1), ahead=2)
     ahead._changed.__class__ = Condition
     assert ahead.take(wait=False) is None
     assert not ahead.ended
@@ -247,6 +249,32 @@ def test_prefills_go_first_on_a_gpu(session: Session, clips: list[Clip], monkeyp
     monkeypatch.setattr(prefilling, "own_stream", stream)
     list(run_batch(session, clips[:1], ASKING, decode=together(2, ahead=1)))
     assert asked == [(session.adapter.device, FIRST)]
+
+
+def test_no_encoder_begins_while_a_prefill_is_launched(
+    session: Session, clips: list[Clip], monkeypatch: Any
+) -> None:
+    order, real, begun = session.adapter.launch_order, Session.prefill, threading.Event()
+
+    def encode() -> None:
+        with order.in_turn():
+            begun.set()
+
+    def prefill(self: Session, *args: Any, **options: Any) -> Any:
+        encoder = threading.Thread(target=encode)
+        encoder.start()
+        waiting.append(not begun.wait(0.3))
+        encoders.append(encoder)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Session, "prefill", prefill)
+    waiting: list[bool] = []
+    encoders: list[threading.Thread] = []
+    list(run_batch(session, clips[:1], ASKING, decode=together(2, ahead=1)))
+    assert waiting[0]
+    for encoder in encoders:
+        encoder.join(10)
+        assert not encoder.is_alive()
 
 
 def test_without_a_graph_it_is_one_at_a_time(session: Session, clips: list[Clip]) -> None:

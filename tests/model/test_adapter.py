@@ -4,6 +4,7 @@ import copy
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +388,22 @@ def test_no_more_encode_at_once_than_memory_is_planned_for(
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(lambda _: tiny_adapter.encode_video(frames, (1, 4, 6)), range(24)))
     assert 1 < most[0] <= omni.ENCODERS_AT_ONCE
+
+
+def test_a_long_clip_gives_way_between_its_batches(
+    tiny_adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, real = [0], tiny_adapter.launch_order.in_turn
+
+    def counted() -> AbstractContextManager[None]:
+        turns[0] += 1
+        return real()
+
+    frames = torch.zeros(8, 56, 84, 3, dtype=torch.uint8)
+    monkeypatch.setattr(omni, "VISION_BATCH_PATCHES", 4 * 6)
+    monkeypatch.setattr(tiny_adapter.launch_order, "in_turn", counted)
+    tiny_adapter.encode_video(frames, (4, 4, 6), window=1)
+    assert turns == [4]
 
 
 def test_frames_are_resized_to_the_grid(family_adapter: Adapter) -> None:
