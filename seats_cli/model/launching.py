@@ -14,11 +14,12 @@ from threading import Condition, get_ident
 
 
 class LaunchOrder:
-    """Threads that launch long sequences of kernels: up to `at_once` of them `in_turn`, and none of these
-    begins while another thread is `first`."""
+    """Threads that launch long sequences of kernels: up to `at_once` of them `in_turn`, in the order in which
+    they came, and none of these begins while another thread is `first`."""
 
     def __init__(self, at_once: int) -> None:
         self._free = at_once
+        self._queue: list[object] = []  # who waits, in the order in which they came
         self._first: Counter[int] = Counter()  # blocks by thread
         self._changed = Condition()
 
@@ -38,11 +39,22 @@ class LaunchOrder:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """The block begins when fewer than `at_once` threads are at theirs and no other thread is `first`."""
-        me = get_ident()
+        """The block begins when fewer than `at_once` threads are at theirs, all that came before have begun and
+        no other thread is `first`. Whoever is, waits for a place only."""
+        me, ticket = get_ident(), object()
+
+        def may_begin() -> bool:
+            next_one = not self._first and self._queue[0] is ticket
+            return self._free > 0 and (next_one or me in self._first)
+
         with self._changed:
-            self._changed.wait_for(lambda: self._free > 0 and not self._first.keys() - {me})
-            self._free -= 1
+            self._queue.append(ticket)
+            try:
+                self._changed.wait_for(may_begin)
+                self._free -= 1
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
         try:
             yield
         finally:

@@ -63,6 +63,26 @@ def test_none_begins_while_another_is_first() -> None:
     end()
 
 
+def test_turns_are_given_as_they_were_asked_for() -> None:
+    order, begun = LaunchOrder(1), []
+
+    def work(number: int) -> None:
+        with order.in_turn():
+            begun.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    with order.in_turn():
+        for waiting, thread in enumerate(threads, 1):
+            thread.start()
+            until = time.monotonic() + SOON_S
+            while len(order._queue) < waiting and time.monotonic() < until:
+                time.sleep(0.001)
+    work(-1)  # asks at once, and comes last all the same
+    for thread in threads:
+        thread.join(SOON_S)
+    assert begun == [0, 1, 2, 3, 4, 5, -1]
+
+
 def test_two_may_be_first_and_both_are_waited_for() -> None:
     order = LaunchOrder(1)
     with ThreadPoolExecutor(1) as pool, order.first():
