@@ -39,8 +39,8 @@ class LaunchOrder:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """The block begins when fewer than `at_once` threads are at theirs, all that came before have begun and
-        no other thread is `first`. Whoever is, waits for a place only."""
+        """The block begins when fewer than `at_once` threads are at theirs, all that came before have begun
+        and no other thread is `first`. Whoever is, waits for a place only."""
         me, ticket = get_ident(), object()
 
         def may_begin() -> bool:
