@@ -2,8 +2,9 @@
 as long as a prefill is launched.
 
 It takes one question after the other, so this is where clips queue. Its work goes before all other work on
-the GPU, and no encoder begins to launch while it does: else each of a prefill's hundreds of short kernels
-waits for those of every clip that is encoded meanwhile, and too few answers are decoded together."""
+the GPU: else each of a prefill's hundreds of short kernels waits for those of every clip that is encoded
+meanwhile, and too few answers are decoded together. As in every batch no encoder begins to launch while a
+prefill does (`Arrivals`)."""
 
 import threading
 from collections import deque
@@ -18,7 +19,6 @@ import torch
 from seats_cli.batch.reading import JOIN_S, Stopped
 from seats_cli.batch.run import Arrival, Arrivals
 from seats_cli.batch.streams import FIRST, own_stream, take_over
-from seats_cli.model.launching import LaunchOrder
 
 
 class PrefilledAhead:
@@ -28,10 +28,8 @@ class PrefilledAhead:
            taken
     """
 
-    def __init__(
-        self, arrivals: Arrivals, device: torch.device, order: LaunchOrder, *, ahead: int = 1
-    ) -> None:
-        self._arrivals, self._device, self._order, self._ahead = arrivals, device, order, ahead
+    def __init__(self, arrivals: Arrivals, device: torch.device, *, ahead: int = 1) -> None:
+        self._arrivals, self._device, self._ahead = arrivals, device, ahead
         self._changed = threading.Condition()
         self._ready: deque[Arrival | BaseException] = deque()
         self._prefilling = False  # the thread holds memory that nobody has taken
@@ -121,8 +119,7 @@ class PrefilledAhead:
         if arrival is None:
             return False
         if self._may_prefill():
-            with self._order.first():
-                arrival = self._arrivals.prefilled(arrival)
+            arrival = self._arrivals.prefilled(arrival)
             try:
                 done()
             except Exception as error:  # of the GPU, which tells late

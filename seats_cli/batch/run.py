@@ -119,7 +119,10 @@ class Arrivals:
         run = error = None
         try:
             options = self._asking.options(item)
-            run = self._session.prefill(clip.read, item.question, options, on_stage=on_stage, warn=clip.warn)
+            with self._session.adapter.launch_order.first():  # nothing is encoded in here
+                run = self._session.prefill(
+                    clip.read, item.question, options, on_stage=on_stage, warn=clip.warn
+                )
         except Exception as met:
             error = met
         return Arrival(item, clip, run, error, tuple(clip.warnings), clip.read.seconds)

@@ -83,8 +83,7 @@ def together(slots: int, ahead: int = 0) -> Decoder:
         if session.graph is None:
             yield from one_by_one(session, arrivals, listener)
         elif ahead:
-            adapter = session.adapter
-            with PrefilledAhead(arrivals, adapter.device, adapter.launch_order, ahead=ahead) as prefilled:
+            with PrefilledAhead(arrivals, session.adapter.device, ahead=ahead) as prefilled:
                 yield from decode_all(session, prefilled, listener)
         else:
             yield from decode_all(session, arrivals, listener)

@@ -7,57 +7,55 @@ a machine is slow to give a core that slept back (docs/benchmarks.md, "Batches o
 to do meanwhile: what is launched in ten milliseconds keeps it busy for a hundred.
 """
 
-from collections import Counter
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Condition, get_ident
+from threading import Event, Lock
 
 
 class LaunchOrder:
     """Threads that launch long sequences of kernels: up to `at_once` of them `in_turn`, in the order in which
-    they came, and none of these begins while another thread is `first`."""
+    they came, and none of these begins while another is `first`. The two are not nested: a thread would wait
+    for itself."""
 
     def __init__(self, at_once: int) -> None:
+        self._lock = Lock()
         self._free = at_once
-        self._queue: list[object] = []  # who waits, in the order in which they came
-        self._first: Counter[int] = Counter()  # blocks by thread
-        self._changed = Condition()
+        self._first = 0  # blocks under way
+        self._queue: deque[Event] = deque()  # who waits for a turn; each is woken when it is given
 
     @contextmanager
     def first(self) -> Iterator[None]:
         """The block waits for nobody, and who is `in_turn` waits for its end before beginning."""
-        me = get_ident()
-        with self._changed:
-            self._first[me] += 1
+        with self._lock:
+            self._first += 1
         try:
             yield
         finally:
-            with self._changed:
-                self._first[me] -= 1
-                self._first += Counter()  # forgets who is at none
-                self._changed.notify_all()
+            with self._lock:
+                self._first -= 1
+                self._give_turns()
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """The block begins when fewer than `at_once` threads are at theirs, all that came before have begun
-        and no other thread is `first`. Whoever is, waits for a place only."""
-        me, ticket = get_ident(), object()
-
-        def may_begin() -> bool:
-            next_one = not self._first and self._queue[0] is ticket
-            return self._free > 0 and (next_one or me in self._first)
-
-        with self._changed:
-            self._queue.append(ticket)
-            try:
-                self._changed.wait_for(may_begin)
-                self._free -= 1
-            finally:
-                self._queue.remove(ticket)
-                self._changed.notify_all()
+        """The block begins when fewer than `at_once` are under way, all that came before have begun, and none
+        is `first`."""
+        given = Event()
         try:
+            with self._lock:
+                self._queue.append(given)
+                self._give_turns()
+            given.wait()
             yield
         finally:
-            with self._changed:
-                self._free += 1
-                self._changed.notify_all()
+            with self._lock:
+                if given.is_set():
+                    self._free += 1
+                elif given in self._queue:  # the wait was interrupted
+                    self._queue.remove(given)
+                self._give_turns()
+
+    def _give_turns(self) -> None:
+        while self._queue and self._free > 0 and not self._first:
+            self._free -= 1
+            self._queue.popleft().set()

@@ -34,7 +34,7 @@ from seats_cli.selection.transfer import on_device
 VISION_BATCH_PATCHES = 1 << 16  # patches through the vision tower at once: bounds memory, not results
 AUDIO_BATCH_FRAMES = 25600  # mel frames through the audio encoder at once (256 s)
 ENCODERS_AT_ONCE = 4  # threads of a batch that may run an encoder: bounds the activations that are alive
-ENCODERS_ON_GPU = 1  # likewise where running it is launching it (`LaunchOrder`)
+ENCODERS_LAUNCHED_AT_ONCE = 1  # likewise where all that a thread does is launch: on CUDA, if they are packed
 
 
 class OmniAdapter(Adapter):
@@ -88,7 +88,7 @@ class OmniAdapter(Adapter):
         self._fast_text: FusedText | None = None
         self._special = read_special_ids(model.config, tokenizer, self.special_tokens)
         self._rule = self.position_rule(self.geometry)
-        self.launch_order = LaunchOrder(ENCODERS_ON_GPU if self.device.type == "cuda" else ENCODERS_AT_ONCE)
+        self.launch_order = LaunchOrder(ENCODERS_AT_ONCE)
         self.position_dtype = self._rule.dtype
         # Clips of one length share their prompt, which takes milliseconds to lay out.
         self._lay_out = lru_cache(4)(partial(lay_out, tokenizer, self._special, self._rule))
@@ -152,6 +152,8 @@ class OmniAdapter(Adapter):
             self._pack_vision()
         if not_heard is None:
             self._pack_audio()
+        if self.device.type == "cuda" and not (not_seen or not_heard):
+            self.launch_order = LaunchOrder(ENCODERS_LAUNCHED_AT_ONCE)
         self.fused = not (not_text or not_seen or not_heard)
         return said_of_paths(self.device, decoder=not_text, vision=not_seen, audio=not_heard)
 
@@ -236,14 +238,17 @@ class OmniAdapter(Adapter):
         parts = []
         for first in range(0, len(frames), step):
             with self.launch_order.in_turn():
-                patches = self._patches(frames[first : first + step], grid)
-                parts.append(self._encode_patches(patches, grid, window, saliency))
+                encoded = self._encode_patches(
+                    self._patches(frames[first : first + step], grid), grid, window, saliency
+                )
+            parts.append(encoded)
         return Encoded.join(parts)
 
     @torch.no_grad()
     def encode_image(self, image: torch.Tensor, grid: tuple[int, int, int]) -> Encoded:
         """See `Adapter.encode_image`."""
-        return self._encode_patches(self._patches(image[None], grid), grid, 1, False)
+        with self.launch_order.in_turn():
+            return self._encode_patches(self._patches(image[None], grid), grid, 1, False)
 
     @torch.no_grad()
     def encode_audio(
@@ -259,7 +264,8 @@ class OmniAdapter(Adapter):
             part = mel[:, first : first + step]
             if self.audio_token_count(part.shape[1]):
                 with self.launch_order.in_turn():
-                    parts.append(self._encode_mel(part, window, saliency, start + first))
+                    encoded = self._encode_mel(part, window, saliency, start + first)
+                parts.append(encoded)
         return Encoded.join(parts) if parts else self._nothing(saliency)
 
     def _patches(self, frames: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:

@@ -21,7 +21,6 @@ from seats_cli.batch.together import AnswersTogether, together
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.errors import DeviceError
-from seats_cli.model.launching import LaunchOrder
 from seats_cli.session import Session
 
 
@@ -153,8 +152,7 @@ def test_who_holds_is_heard_also_where_the_thread_has_met_the_lack_itself() -> N
         def stop(self) -> None:
             pass
 
-    given: Any = Given()
-    with PrefilledAhead(given, torch.device("cpu"), LaunchOrder(1), ahead=1) as ahead:
+    with PrefilledAhead(Given(), torch.device("cpu"), ahead=1) as ahead:  # type: ignore[arg-type]
         first = ahead.take()
         assert (ahead.hold(), ahead.hold()) == (True, False)
         rest = [ahead.take(), ahead.take()]

@@ -15,12 +15,11 @@ from seats_cli.batch import prefilling
 from seats_cli.batch.prefilling import PrefilledAhead
 from seats_cli.batch.reading import Clip
 from seats_cli.batch.records import Record
-from seats_cli.batch.run import Arrival, run_batch
+from seats_cli.batch.run import Arrival, Decoder, one_by_one, run_batch
 from seats_cli.batch.streams import FIRST
 from seats_cli.batch.together import AnswersTogether, together
 from seats_cli.engine.graph import GraphDecoder
 from seats_cli.errors import DeviceError
-from seats_cli.model.launching import LaunchOrder
 from seats_cli.session import Session
 
 
@@ -117,8 +116,7 @@ def test_what_comes_while_nothing_is_there_is_not_lost(lacks_memory: bool) -> No
                 looked.set()
                 ahead._thread.join(30)
 
-    given: Any = Given()
-    ahead: Any = PrefilledAhead(given, torch.device("cpu"), LaunchOrder(1), ahead=2)
+    ahead: Any = PrefilledAhead(Given(), torch.device("cpu"), ahead=2)  # type: ignore[arg-type]
     ahead._changed.__class__ = Condition
     assert ahead.take(wait=False) is None
     assert not ahead.ended
@@ -251,30 +249,38 @@ def test_prefills_go_first_on_a_gpu(session: Session, clips: list[Clip], monkeyp
     assert asked == [(session.adapter.device, FIRST)]
 
 
+@pytest.mark.parametrize("decode", [one_by_one, together(2), together(2, ahead=1)])
 def test_no_encoder_begins_while_a_prefill_is_launched(
-    session: Session, clips: list[Clip], monkeypatch: Any
+    session: Session, clips: list[Clip], monkeypatch: Any, decode: Decoder
 ) -> None:
-    order, real, begun = session.adapter.launch_order, Session.prefill, threading.Event()
+    order, begun = session.adapter.launch_order, [threading.Event(), threading.Event()]
+    found: list[bool] = []
+    real, stream = Session.prefill, prefilling.own_stream
 
-    def encode() -> None:
-        with order.in_turn():
-            begun.set()
+    def encode(which: int) -> bool:
+        def work() -> None:
+            with order.in_turn():
+                begun[which].set()
+
+        threading.Thread(target=work, daemon=True).start()
+        return begun[which].wait(0.3)
 
     def prefill(self: Session, *args: Any, **options: Any) -> Any:
-        encoder = threading.Thread(target=encode)
-        encoder.start()
-        waiting.append(not begun.wait(0.3))
-        encoders.append(encoder)
+        found.append(encode(0))
         return real(self, *args, **options)
 
+    @contextmanager
+    def on_stream(*given: Any) -> Iterator[Any]:
+        with stream(*given):
+            yield lambda: found.append(encode(1))
+
     monkeypatch.setattr(Session, "prefill", prefill)
-    waiting: list[bool] = []
-    encoders: list[threading.Thread] = []
-    list(run_batch(session, clips[:1], ASKING, decode=together(2, ahead=1)))
-    assert waiting[0]
-    for encoder in encoders:
-        encoder.join(10)
-        assert not encoder.is_alive()
+    monkeypatch.setattr(prefilling, "own_stream", on_stream)
+    (record,) = run_batch(session, clips[:1], ASKING, decode=decode)
+    assert record["ok"]
+    # While the GPU is waited for, who prefills has nothing to launch.
+    assert found[:2] == ([False, True] if len(found) > 1 else [False])
+    assert begun[0].wait(10)
 
 
 def test_without_a_graph_it_is_one_at_a_time(session: Session, clips: list[Clip]) -> None:

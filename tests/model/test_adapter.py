@@ -3,8 +3,9 @@
 import copy
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -390,20 +391,46 @@ def test_no_more_encode_at_once_than_memory_is_planned_for(
     assert 1 < most[0] <= omni.ENCODERS_AT_ONCE
 
 
-def test_a_long_clip_gives_way_between_its_batches(
-    tiny_adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["video", "audio", "image"])
+def test_encoders_keep_to_the_order_batch_by_batch(
+    tiny_adapter: Adapter, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    turns, real = [0], tiny_adapter.launch_order.in_turn
+    turns: list[list[str]] = []  # what was run in each
+    inside = [False]
 
-    def counted() -> AbstractContextManager[None]:
-        turns[0] += 1
-        return real()
+    @contextmanager
+    def in_turn() -> Iterator[None]:
+        turns.append([])
+        inside[0] = True
+        yield
+        inside[0] = False
 
-    frames = torch.zeros(8, 56, 84, 3, dtype=torch.uint8)
+    def noted(name: str) -> Any:
+        real = getattr(tiny_adapter, name)
+
+        def run(*args: Any) -> Any:
+            assert inside[0]
+            turns[-1].append(name)
+            return real(*args)
+
+        return run
+
     monkeypatch.setattr(omni, "VISION_BATCH_PATCHES", 4 * 6)
-    monkeypatch.setattr(tiny_adapter.launch_order, "in_turn", counted)
-    tiny_adapter.encode_video(frames, (4, 4, 6), window=1)
-    assert turns == [4]
+    monkeypatch.setattr(omni, "AUDIO_BATCH_FRAMES", 1)
+    monkeypatch.setattr(tiny_adapter.launch_order, "in_turn", in_turn)
+    for name in ("_patches", "_encode_patches", "_encode_mel"):
+        monkeypatch.setattr(tiny_adapter, name, noted(name))
+    if kind == "audio":
+        n = tiny_adapter.audio_block.frames
+        tiny_adapter.encode_audio(torch.zeros(tiny_adapter.mel_spec.bins, 4 * n), window=n // 2)
+        assert turns == [["_encode_mel"]] * 4
+    elif kind == "video":
+        frames = torch.zeros(8, 56, 84, 3, dtype=torch.uint8)
+        tiny_adapter.encode_video(frames, (4, 4, 6), window=1)
+        assert turns == [["_patches", "_encode_patches"]] * 4
+    else:
+        tiny_adapter.encode_image(torch.zeros(56, 84, 3, dtype=torch.uint8), (1, 4, 6))
+        assert turns == [["_patches", "_encode_patches"]]
 
 
 def test_frames_are_resized_to_the_grid(family_adapter: Adapter) -> None:
