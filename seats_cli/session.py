@@ -7,7 +7,7 @@ path -> media.Clip -> prompt: TokenLayout -> encoders: embeddings + saliency -> 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -221,7 +221,9 @@ class Session:
         options = options or AskOptions()
         options.decoding  # noqa: B018 - impossible values are an error before anything runs
         told, attempt = on_stage or (lambda *_: None), Attempt(self.adapter, self.graph)
-        with torch.inference_mode(), explained_memory(attempt.advice):
+        encoded = isinstance(media, ReadClip)  # else this is a thread that runs the encoders
+        order = self.adapter.launch_order.first() if encoded else nullcontext()
+        with torch.inference_mode(), explained_memory(attempt.advice), order:
             return self._prefill(media, question, options, told, warn or self._warn, attempt)
 
     def _asked(self, clip: OpenedClip, question: str, options: AskOptions) -> fit.Asked:

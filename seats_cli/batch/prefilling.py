@@ -3,8 +3,8 @@ as long as a prefill is launched.
 
 It takes one question after the other, so this is where clips queue. Its work goes before all other work on
 the GPU: else each of a prefill's hundreds of short kernels waits for those of every clip that is encoded
-meanwhile, and too few answers are decoded together. As in every batch no encoder begins to launch while a
-prefill does (`Arrivals`)."""
+meanwhile, and too few answers are decoded together. Nor does an encoder begin to launch while it does
+(`Session.prefill`)."""
 
 import threading
 from collections import deque

@@ -119,10 +119,7 @@ class Arrivals:
         run = error = None
         try:
             options = self._asking.options(item)
-            with self._session.adapter.launch_order.first():  # nothing is encoded in here
-                run = self._session.prefill(
-                    clip.read, item.question, options, on_stage=on_stage, warn=clip.warn
-                )
+            run = self._session.prefill(clip.read, item.question, options, on_stage=on_stage, warn=clip.warn)
         except Exception as met:
             error = met
         return Arrival(item, clip, run, error, tuple(clip.warnings), clip.read.seconds)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from batch.asked import ASKING, by_key
+from seats_cli import session as session_module
 from seats_cli.batch import prefilling
 from seats_cli.batch.prefilling import PrefilledAhead
 from seats_cli.batch.reading import Clip
@@ -255,7 +256,7 @@ def test_no_encoder_begins_while_a_prefill_is_launched(
 ) -> None:
     order, begun = session.adapter.launch_order, [threading.Event(), threading.Event()]
     found: list[bool] = []
-    real, stream = Session.prefill, prefilling.own_stream
+    real, stream = session_module.prefill, prefilling.own_stream
 
     def encode(which: int) -> bool:
         def work() -> None:
@@ -265,16 +266,16 @@ def test_no_encoder_begins_while_a_prefill_is_launched(
         threading.Thread(target=work, daemon=True).start()
         return begun[which].wait(0.3)
 
-    def prefill(self: Session, *args: Any, **options: Any) -> Any:
+    def prefill(*args: Any, **options: Any) -> Any:
         found.append(encode(0))
-        return real(self, *args, **options)
+        return real(*args, **options)
 
     @contextmanager
     def on_stream(*given: Any) -> Iterator[Any]:
         with stream(*given):
             yield lambda: found.append(encode(1))
 
-    monkeypatch.setattr(Session, "prefill", prefill)
+    monkeypatch.setattr(session_module, "prefill", prefill)
     monkeypatch.setattr(prefilling, "own_stream", on_stream)
     (record,) = run_batch(session, clips[:1], ASKING, decode=decode)
     assert record["ok"]
