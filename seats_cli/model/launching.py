@@ -1,10 +1,9 @@
 """Who launches when several threads of a process launch work on one GPU.
 
 A launch takes microseconds, under locks that all threads of the process share: the interpreter's, the
-driver's. Two threads that launch hundreds of kernels each hand these locks to and fro, once a kernel or more,
-and each time the one that waits has to be woken: all of it takes several times as long, and the more so where
-a machine is slow to give a core that slept back (docs/benchmarks.md, "Batches on GPUs"). The GPU has enough
-to do meanwhile: what is launched in ten milliseconds keeps it busy for a hundred.
+driver's. Of several threads that launch hundreds of kernels each takes several times as long, most of it
+neither at work nor for want of a core (docs/benchmarks.md, "Batches on GPUs"). The GPU has enough to do when
+one launches at a time: it is milliseconds behind.
 """
 
 from collections import deque
