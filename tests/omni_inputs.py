@@ -1,7 +1,11 @@
 """One random clip of every input kind, for transformers' own forward and for ours."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import torch
 
 from seats_cli.engine.enter import Entering, ModelInput, assemble, text_rows
@@ -85,3 +89,28 @@ def through_all_layers(adapter: Adapter, prompt: Prompt, given: ModelInput) -> t
     for index in range(adapter.n_layers):
         hidden = adapter.run_layer(index, hidden, rotary, None, given.deepstack)
     return hidden
+
+
+def encoders_at_once(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The most threads, of twelve with pictures to encode, that were in the vision encoder at one time."""
+    inside, most, lock, real = [0], [0], threading.Lock(), adapter._encode_patches
+
+    def counted(*args: Any) -> Any:
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        try:
+            return real(*args)
+        finally:
+            with lock:
+                inside[0] -= 1
+
+    side = 2 * adapter.geometry.merge
+    frames = torch.zeros(
+        2, side * adapter.geometry.patch, side * adapter.geometry.patch, 3, dtype=torch.uint8
+    )
+    monkeypatch.setattr(adapter, "_encode_patches", counted)
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda _: adapter.encode_video(frames, (1, side, side)), range(24)))
+    return most[0]

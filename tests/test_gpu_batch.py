@@ -1,13 +1,12 @@
 """On a CUDA device: reading one clip ahead, on a stream of its own, changes no record; nor do workers."""
 
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
+from omni_inputs import encoders_at_once
 from seats_cli.batch.decoders import Pace
 from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record
@@ -97,26 +96,8 @@ def test_prefills_go_before_decoding_and_that_before_reading(
 @pytest.mark.parametrize("fast", [True, False])
 def test_encoders_that_only_launch_run_one_at_a_time(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     adapter = Session(ModelOptions(device="cuda", compile=fast, graphs=False)).adapter
-    kind: Any = type(adapter)
-    inside, most, real, lock = [0], [0], kind._encode_patches, threading.Lock()
-
-    def counted(self: Any, *args: Any) -> Any:
-        with lock:
-            inside[0] += 1
-            most[0] = max(most[0], inside[0])
-        time.sleep(0.02)
-        try:
-            return real(self, *args)
-        finally:
-            with lock:
-                inside[0] -= 1
-
-    monkeypatch.setattr(kind, "_encode_patches", counted)
-    size, grid = 2 * adapter.geometry.patch * adapter.geometry.merge, 2 * adapter.geometry.merge
-    frames = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: adapter.encode_video(frames, (1, grid, grid)), range(16)))
-    assert most[0] == (ENCODERS_LAUNCHED_AT_ONCE if fast else ENCODERS_AT_ONCE)
+    expected = ENCODERS_LAUNCHED_AT_ONCE if fast else ENCODERS_AT_ONCE
+    assert encoders_at_once(adapter, monkeypatch) == expected
 
 
 def test_waiting_for_tokens_of_a_batch_leaves_the_core() -> None:

@@ -1,8 +1,6 @@
 """The network, run part by part, against transformers' own forward on the same tiny checkpoint in float32."""
 
 import copy
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from omni_inputs import CLIPS, compare_logits, embed, make_inputs
+from omni_inputs import CLIPS, compare_logits, embed, encoders_at_once, make_inputs
 from seats_cli.model import omni
 from seats_cli.model.adapter import Adapter, Encoded
 from seats_cli.model.load import load_model
@@ -370,25 +368,7 @@ def test_threads_encode_each_their_own_clip(reference: Adapter) -> None:
 def test_no_more_encode_at_once_than_memory_is_planned_for(
     tiny_adapter: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside, most, lock = [0], [0], threading.Lock()
-    real = type(tiny_adapter)._encode_patches
-
-    def counted(self: Adapter, *args: Any) -> Encoded:
-        with lock:
-            inside[0] += 1
-            most[0] = max(most[0], inside[0])
-        time.sleep(0.02)
-        try:
-            return real(self, *args)
-        finally:
-            with lock:
-                inside[0] -= 1
-
-    monkeypatch.setattr(type(tiny_adapter), "_encode_patches", counted)
-    frames = torch.zeros(2, 56, 84, 3, dtype=torch.uint8)
-    with ThreadPoolExecutor(12) as pool:
-        list(pool.map(lambda _: tiny_adapter.encode_video(frames, (1, 4, 6)), range(24)))
-    assert 1 < most[0] <= omni.ENCODERS_AT_ONCE
+    assert 1 < encoders_at_once(tiny_adapter, monkeypatch) <= omni.ENCODERS_AT_ONCE
 
 
 @pytest.mark.parametrize("kind", ["video", "audio", "image"])
