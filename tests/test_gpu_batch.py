@@ -12,6 +12,7 @@ from seats_cli.batch.reading import Clip, Listener
 from seats_cli.batch.records import Asking, Record
 from seats_cli.batch.run import check_device, run_batch
 from seats_cli.batch.sources import Item
+from seats_cli.batch.streams import own_stream
 from seats_cli.batch.team import AnsweringCrew, answered
 from seats_cli.engine.decode import sent_to_host
 from seats_cli.engine.graph import recording_stream
@@ -98,6 +99,17 @@ def test_encoders_that_only_launch_run_one_at_a_time(monkeypatch: pytest.MonkeyP
     adapter = Session(ModelOptions(device="cuda", compile=fast, graphs=False)).adapter
     expected = ENCODERS_LAUNCHED_AT_ONCE if fast else ENCODERS_AT_ONCE
     assert encoders_at_once(adapter, monkeypatch) == expected
+
+
+def test_what_is_launched_on_a_stream_is_done_when_the_gpu_is_past_it() -> None:
+    with own_stream(torch.device("cuda")) as launched:
+        nothing = launched()
+        nothing.wait()
+        torch.cuda._sleep(1_000_000_000)  # half a second
+        something = launched()
+        assert (nothing.done, something.done) == (True, False)
+        something.wait()
+        assert something.done
 
 
 def test_waiting_for_tokens_of_a_batch_leaves_the_core() -> None:

@@ -40,8 +40,9 @@ class Pace:
 
     @property
     def prefilled(self) -> int:
-        """Questions that are prefilled before there is a place for them among those decoded together."""
-        return 1 if self.slots > 1 else 0
+        """Questions that are prefilled before they are taken for decoding: one that is being launched, while
+        the GPU is at the one before."""
+        return 2 if self.slots > 1 else 0
 
 
 IN_THIS_PROCESS = Pace()

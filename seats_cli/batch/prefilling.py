@@ -4,13 +4,13 @@ as long as a prefill is launched.
 It takes one question after the other, so this is where clips queue. Its work goes before all other work on
 the GPU: else each of a prefill's hundreds of short kernels waits for those of every clip that is encoded
 meanwhile, and too few answers are decoded together. Nor does an encoder begin to launch while it does
-(`Session.prefill`)."""
+(`Session.prefill`). And it launches the next while the GPU is still at the one before."""
 
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +18,20 @@ import torch
 
 from seats_cli.batch.reading import JOIN_S, Stopped
 from seats_cli.batch.run import Arrival, Arrivals
-from seats_cli.batch.streams import FIRST, own_stream, take_over
+from seats_cli.batch.streams import FIRST, Launched, own_stream, take_over
+
+
+@dataclass
+class _Ready:
+    """An arrival, or what ends everything; and what was launched for it, if anything was."""
+
+    what: Arrival | BaseException
+    launched: Launched | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it can be taken without waiting."""
+        return self.launched is None or self.launched.done
 
 
 class PrefilledAhead:
@@ -31,7 +44,7 @@ class PrefilledAhead:
     def __init__(self, arrivals: Arrivals, device: torch.device, *, ahead: int = 1) -> None:
         self._arrivals, self._device, self._ahead = arrivals, device, ahead
         self._changed = threading.Condition()
-        self._ready: deque[Arrival | BaseException] = deque()
+        self._ready: deque[_Ready] = deque()
         self._prefilling = False  # the thread holds memory that nobody has taken
         self._over = False  # the thread makes nothing more
         self._stopped = self._held = self._let_go = False
@@ -40,21 +53,38 @@ class PrefilledAhead:
         self._thread.start()
 
     def take(self, *, wait: bool = True) -> Arrival | None:
-        """As `Arrivals.take`; after `hold` what comes is not `prefilled` yet.
+        """As `Arrivals.take`, and None as well while the GPU is at the next one; after `hold` what comes is
+        not `prefilled` yet.
 
         A run's cache was made on another stream (`DecodeTogether.add`): the allocator is not told that this
         thread's uses it (`take_over`), which would take two events a layer."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._ready or self._over)
-            arrival = self._ready.popleft() if self._ready else None
             # Both are seen together, or what comes in between would be lost.
-            self.ended = isinstance(arrival, BaseException) or (arrival is None and self._over)
+            ready, self.ended = self._next(wait), self._over and not self._ready
             self._changed.notify_all()
-        if isinstance(arrival, BaseException):
-            raise arrival
-        if arrival is not None and arrival.run is not None:
+        if ready is None:
+            return None
+        if isinstance(ready.what, BaseException):
+            raise ready.what
+        return self._taken_over(ready.what, ready.launched)
+
+    def _next(self, wait: bool) -> _Ready | None:
+        """What is to be taken now."""
+        if not self._ready or not (wait or self._ready[0].done):
+            return None
+        return self._ready.popleft()
+
+    def _taken_over(self, arrival: Arrival, launched: Launched | None) -> Arrival:
+        """An arrival for this thread's stream, or with the error of the GPU, which tells late."""
+        if arrival.run is None or launched is None:
+            return arrival
+        try:
+            launched.wait()
             take_over(arrival.run.read.logits, self._device)
+        except Exception as error:
+            return replace(arrival, run=None, error=error)
         return arrival
 
     def prefilled(self, arrival: Arrival) -> Arrival:
@@ -77,10 +107,9 @@ class PrefilledAhead:
             self._let_go = self._held = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._over or not self._prefilling)
-            self._ready = deque(
-                replace(arrival, run=None) if isinstance(arrival, Arrival) else arrival
-                for arrival in self._ready
-            )
+            for ready in self._ready:
+                if isinstance(ready.what, Arrival):
+                    ready.what, ready.launched = replace(ready.what, run=None), None
         return True
 
     def __enter__(self) -> Self:
@@ -100,8 +129,8 @@ class PrefilledAhead:
     def _work(self) -> None:
         last: BaseException | None = None
         try:
-            with own_stream(self._device, FIRST) as done:
-                while self._has_room() and self._pass_on(done):
+            with own_stream(self._device, FIRST) as launched:
+                while self._has_room() and self._pass_on(launched):
                     pass
         except Stopped:
             pass
@@ -109,22 +138,23 @@ class PrefilledAhead:
             last = error
         with self._changed:
             if last is not None:
-                self._ready.append(last)
+                self._ready.append(_Ready(last))
             self._over, self._prefilling = True, False
             self._changed.notify_all()
 
-    def _pass_on(self, done: Callable[[], None]) -> bool:
-        """The next question; whether there was one. `done` waits for what was launched."""
+    def _pass_on(self, launched: Callable[[], Launched]) -> bool:
+        """The next question; whether there was one."""
         arrival = self._arrivals.next()
         if arrival is None:
             return False
+        made = None
         if self._may_prefill():
             arrival = self._arrivals.prefilled(arrival)
             try:
-                done()
-            except Exception as error:  # of the GPU, which tells late
+                made = launched()
+            except Exception as error:
                 arrival = replace(arrival, run=None, error=error)
-        self._put(arrival)
+        self._put(arrival, made)
         return True
 
     def _has_room(self) -> bool:
@@ -141,12 +171,12 @@ class PrefilledAhead:
             self._prefilling = not self._held
             return self._prefilling
 
-    def _put(self, arrival: Arrival) -> None:
+    def _put(self, arrival: Arrival, launched: Launched | None) -> None:
         with self._changed:
             if arrival.lacked_memory(arrival.error):  # beside others: its turn comes
                 arrival, self._held = replace(arrival, error=None), True
             if self._held:  # meanwhile
-                arrival = replace(arrival, run=None)
+                arrival, launched = replace(arrival, run=None), None
             if not self._stopped:
-                self._ready.append(arrival)
+                self._ready.append(_Ready(arrival, launched))
             self._changed.notify_all()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from seats_cli.batch.records import Asking
 from seats_cli.batch.sources import Item
-from seats_cli.batch.streams import own_stream, take_over
+from seats_cli.batch.streams import Launched, own_stream, take_over
 from seats_cli.errors import DeviceError
 from seats_cli.media import DistantOpener
 
@@ -198,8 +198,8 @@ class ClipReader:
 
     def _work(self, opener: DistantOpener | None) -> None:
         try:
-            with own_stream(self._session.adapter.device) as done:
-                while self._one(opener, done):
+            with own_stream(self._session.adapter.device) as launched:
+                while self._one(opener, launched):
                     pass
         except Stopped:
             pass
@@ -208,14 +208,14 @@ class ClipReader:
                 self._broken = error
                 self._changed.notify_all()
 
-    def _one(self, opener: DistantOpener | None, done: Callable[[], None]) -> bool:
-        """Reads the next clip; whether there was one. `done` waits for what was launched."""
+    def _one(self, opener: DistantOpener | None, launched: Callable[[], Launched]) -> bool:
+        """Reads the next clip; whether there was one."""
         self._room.acquire()
         number, clip = self._choose()
         if clip is None:
             return False
         try:
-            opened = self._beside_others(clip, opener, done)
+            opened = self._beside_others(clip, opener, launched)
         except Stopped:
             raise
         except BaseException as error:
@@ -224,15 +224,17 @@ class ClipReader:
         self._put(number, opened)
         return True
 
-    def _beside_others(self, clip: Clip, opener: DistantOpener | None, done: Callable[[], None]) -> Opened:
+    def _beside_others(
+        self, clip: Clip, opener: DistantOpener | None, launched: Callable[[], Launched]
+    ) -> Opened:
         """A clip read while others are; where there is no memory for it, once more with nobody beside it."""
         with self._turn() as turn:
-            opened = self._waited_for(clip, opener, done)
+            opened = self._waited_for(clip, opener, launched)
         lacked = isinstance(opened.error, DeviceError) and turn.most > 1
         if lacked:
             opened = Opened(clip)  # what the error holds, if anything, is let go
             with self.alone():
-                opened = self._waited_for(clip, opener, done)
+                opened = self._waited_for(clip, opener, launched)
         if not isinstance(opened.error, DeviceError):  # which says nothing of how many there is memory for
             self._learn(turn, lacked)
         return opened
@@ -253,10 +255,12 @@ class ClipReader:
         with self._turn(alone=True):
             yield
 
-    def _waited_for(self, clip: Clip, opener: DistantOpener | None, done: Callable[[], None]) -> Opened:
+    def _waited_for(
+        self, clip: Clip, opener: DistantOpener | None, launched: Callable[[], Launched]
+    ) -> Opened:
         opened = self.read(clip, opener)
         try:
-            done()
+            launched().wait()
         except Exception as error:  # of the GPU, which tells late
             opened.read, opened.error = None, error
         return opened

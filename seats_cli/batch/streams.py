@@ -3,11 +3,12 @@ of the CPU meanwhile."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
-from seats_cli.measure.clock import idle_until_done
+from seats_cli.measure.clock import recorded
 from seats_cli.model.kept import tensors_in
 
 BESIDE, FIRST = 0, -2
@@ -15,19 +16,39 @@ BESIDE, FIRST = 0, -2
 (`engine.graph.recording_stream`)."""
 
 
+class Launched:
+    """What the calling thread has launched so far on a device: on a GPU it may not be done yet."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = recorded(device) if device.type == "cuda" else None
+
+    @property
+    def done(self) -> bool:
+        """Whether `wait` returns, or raises, at once."""
+        try:
+            return self._event is None or self._event.query()
+        except RuntimeError:  # which `wait` raises
+            return True
+
+    def wait(self) -> None:
+        """Waits for it, leaving the core to others. Raises the RuntimeError of a GPU that failed."""
+        if self._event is not None:
+            self._event.synchronize()
+
+
 @contextmanager
-def own_stream(device: torch.device, priority: int = BESIDE) -> Iterator[Callable[[], None]]:
+def own_stream(device: torch.device, priority: int = BESIDE) -> Iterator[Callable[[], Launched]]:
     """On a GPU what the block launches runs beside what other threads launch, neither waiting for the other.
 
-    The value waits until all of it is done, as it must be before another thread is given the result.
+    The value gives what was launched so far, which must be done before another thread uses the result.
     """
     if device.type != "cuda":
-        yield lambda: None
+        yield partial(Launched, device)
         return
     stream = torch.cuda.Stream(device, priority=priority)
     stream.wait_stream(torch.cuda.default_stream(device))  # the weights are there
     with torch.cuda.stream(stream):
-        yield lambda: idle_until_done(device)
+        yield partial(Launched, device)
 
 
 @contextmanager

@@ -169,6 +169,11 @@ def test_some_more_are_ready_than_are_read(readers: int, ahead: int) -> None:
     assert Pace(readers).ahead == ahead
 
 
+@pytest.mark.parametrize(("slots", "prefilled"), [(1, 0), (2, 2), (16, 2)])
+def test_one_is_prefilled_while_the_gpu_is_at_another(slots: int, prefilled: int) -> None:
+    assert Pace(slots=slots).prefilled == prefilled
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("pace", [Pace(2, 1), Pace(2, 4)])

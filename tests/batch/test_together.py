@@ -156,28 +156,99 @@ def test_a_prefill_is_left_in_its_middle(session: Session, clips: list[Clip], mo
     assert len(layers) == 1
 
 
+@pytest.mark.parametrize(
+    ("where", "told_by", "lost"),
+    [
+        ("reading", "wait", {"c0", "c1"}),
+        ("reading", "launched", {"c0", "c1"}),
+        ("prefilling", "wait", {"c1"}),  # the third to be waited for: there is nothing of b
+        ("prefilling", "launched", {"c0"}),
+    ],
+)
 def test_an_error_that_the_gpu_tells_late_is_its_question_s(
-    session: Session, clips: list[Clip], monkeypatch: Any
+    session: Session, clips: list[Clip], monkeypatch: Any, where: str, told_by: str, lost: set[str]
 ) -> None:
     """Of a clip that is read, and of a question that is prefilled: the others are answered."""
-    for where in ("reading", "prefilling"):
-        waits: list[int] = []
+    told: list[str] = []
 
-        @contextmanager
-        def stream(*_: Any, waits: list[int] = waits) -> Iterator[Any]:
-            def done() -> None:
-                waits.append(1)
-                if len(waits) == 3:
-                    raise RuntimeError("CUDA error: late")
+    def tell(what: str) -> None:
+        told.append(what)
+        if what == told_by and told.count(what) == 3:
+            raise RuntimeError("CUDA error: late")
 
-            yield done
+    def launched() -> Any:
+        tell("launched")
+        return SimpleNamespace(done=True, wait=lambda: tell("wait"))
 
-        with monkeypatch.context() as patch:
-            patch.setattr(f"seats_cli.batch.{where}.own_stream", stream)
-            found = list(run_batch(session, clips, ASKING, ahead=2, decode=together(2, ahead=1)))
-        failed = {record["key"] for record in found if not record["ok"]}
-        assert len(found) == 6
-        assert failed == ({"b0", "c0", "c1"} if where == "reading" else {"b0", "c0"})
+    @contextmanager
+    def stream(*_: Any) -> Iterator[Any]:
+        yield launched
+
+    monkeypatch.setattr(f"seats_cli.batch.{where}.own_stream", stream)
+    found = list(run_batch(session, clips, ASKING, ahead=2, decode=together(2, ahead=1)))
+    failed = {record["key"]: record["error"]["message"] for record in found if not record["ok"]}
+    assert len(found) == 6
+    assert failed.keys() == {"b0"} | lost
+    assert all("CUDA error: late" in failed[key] for key in lost)
+
+
+@contextmanager
+def two_prefilled_ahead(monkeypatch: Any) -> Iterator[tuple[PrefilledAhead, list[Any], list[int]]]:
+    """Two questions that were launched and that the GPU is still at, what they became, and a list that gets a
+    number whenever it is waited for."""
+    runs = [SimpleNamespace(read=SimpleNamespace(logits=None)) for _ in range(2)]
+    left, waits, both = list(runs), [], threading.Event()
+
+    class Given:
+        def next(self, *, wait: bool = True) -> Arrival | None:
+            return Arrival(None, None, run=left.pop(0)) if left else None  # type: ignore[arg-type]
+
+        def prefilled(self, arrival: Arrival) -> Arrival:
+            return arrival
+
+        def stop(self) -> None:
+            pass
+
+    class Ahead(PrefilledAhead):
+        def _put(self, *given: Any) -> None:
+            super()._put(*given)
+            if not left:
+                both.set()
+
+    @contextmanager
+    def stream(*_: Any) -> Iterator[Any]:
+        yield lambda: SimpleNamespace(done=False, wait=lambda: waits.append(1))
+
+    monkeypatch.setattr(prefilling, "own_stream", stream)
+    with Ahead(Given(), torch.device("cpu"), ahead=2) as ahead:  # type: ignore[arg-type]
+        assert both.wait(10)
+        yield ahead, runs, waits
+
+
+def test_the_next_is_launched_while_the_gpu_is_at_the_one_before(monkeypatch: Any) -> None:
+    """Who takes without waiting is not given what the GPU is still at, and who waits, waits for it."""
+    with two_prefilled_ahead(monkeypatch) as (ahead, runs, waits):
+        assert (ahead.take(wait=False), ahead.ended, waits) == (None, False, [])
+        arrival = ahead.take()
+        assert arrival is not None
+        assert (arrival.run, ahead.ended, waits) == (runs[0], False, [1])
+        ahead._thread.join(10)  # makes nothing more, while the second is still to come
+        assert (ahead.take(wait=False), ahead.ended, waits) == (None, False, [1])
+        arrival = ahead.take()
+        assert arrival is not None
+        assert (arrival.run, waits) == (runs[1], [1, 1])
+        assert (ahead.take(), ahead.ended) == (None, True)
+
+
+def test_who_holds_need_not_wait_for_the_gpu(monkeypatch: Any) -> None:
+    """What was launched is let go of, and is there again as a question."""
+    with two_prefilled_ahead(monkeypatch) as (ahead, _, waits):
+        assert ahead.hold()
+        for _ in range(2):
+            arrival = ahead.take(wait=False)
+            assert arrival is not None
+            assert arrival.run is None
+        assert (ahead.take(), waits) == (None, [])
 
 
 def test_no_more_is_prefilled_ahead_than_asked(session: Session, clips: list[Clip], monkeypatch: Any) -> None:
@@ -250,7 +321,7 @@ def test_prefills_go_first_on_a_gpu(session: Session, clips: list[Clip], monkeyp
     assert asked == [(session.adapter.device, FIRST)]
 
 
-# While the GPU is waited for, the thread that prefills has nothing to launch.
+# When a prefill is launched, the thread that does it has nothing to launch until the next.
 @pytest.mark.parametrize(
     ("decode", "expected"),
     [(one_by_one, [False]), (together(2), [False]), (together(2, ahead=1), [False, True])],
@@ -276,8 +347,8 @@ def test_no_encoder_begins_while_a_prefill_is_launched(
 
     @contextmanager
     def on_stream(*given: Any) -> Iterator[Any]:
-        with stream(*given):
-            yield lambda: found.append(encode(1))
+        with stream(*given) as launched:
+            yield lambda: (found.append(encode(1)), launched())[1]
 
     monkeypatch.setattr(session_module, "prefill", prefill)
     monkeypatch.setattr(prefilling, "own_stream", on_stream)
