@@ -14,6 +14,7 @@ MOST_ON_SMALL = 4  # where a GPU has little memory for what is encoded at once
 MOST_THREADS = 16  # of a process that decodes; FFmpeg warns of more
 OVERTAKE = 64  # where records are written in order: what overtakes a clip waits for it, unwritten
 ANSWERS_AT_ONCE, ANSWERS_ON_SMALL = 16, 8  # by default, where a CUDA graph decodes them
+PREFILLED, PREFILLED_ON_SMALL = 2, 1  # one is launched while the GPU is at the one before; that takes memory
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,20 @@ class Pace:
     threads:  of each reader's process; 0: one a core, which is quick for a single clip, while several at a
               time are then after the same cores
     overtake: how many places before its turn a clip may be answered while earlier ones are read; None: any
+    prefilled: where answers are decoded together, questions that are prefilled, or in the making, before they
+              are taken for it
     """
 
     readers: int = 0
     slots: int = 1
     threads: int = 0
     overtake: int | None = 0
+    prefilled: int = PREFILLED
 
     @property
     def ahead(self) -> int:
         """Clips that are read before they are needed: those in the making, and some that are ready."""
         return self.readers + max(2, self.readers // 4) if self.readers else 1
-
-    @property
-    def prefilled(self) -> int:
-        """Questions that are prefilled before they are taken for decoding: one that is being launched, while
-        the GPU is at the one before."""
-        return 2 if self.slots > 1 else 0
 
 
 IN_THIS_PROCESS = Pace()
@@ -64,9 +62,9 @@ def choose_pace(
     """What was asked for, else, for each of `sharing` processes that answer: where the model is on a GPU, a
     reader for all but one of its share of the cores, at most 16, and where video is decoded there too at most
     4, shared between the `on_one_gpu`; none elsewhere, where decoding and the model are after the same cores.
-    On a GPU with CUDA graphs 16 answers together. On a small GPU at most 4 readers and 8 answers. The readers
-    share the cores. A clip that takes long is overtaken by any number of others if records come unordered,
-    else by 64."""
+    On a GPU with CUDA graphs 16 answers together. On a small GPU at most 4 readers and 8 answers, and one
+    question prefilled before it is taken, else two. The readers share the cores. A clip that takes long is
+    overtaken by any number of others if records come unordered, else by 64."""
     own = cores() // sharing
     if readers is None:
         most = MOST if hwaccel == "none" else max(1, MOST_ON_GPU // on_one_gpu)
@@ -78,7 +76,8 @@ def choose_pace(
         together = ANSWERS_ON_SMALL if small_gpu else ANSWERS_AT_ONCE
         slots = together if on_gpu and graphs else 1
     threads = min(MOST_THREADS, max(1, own // readers)) if readers else 0
-    return Pace(readers, slots, threads, None if unordered else OVERTAKE)
+    prefilled = PREFILLED_ON_SMALL if small_gpu else PREFILLED
+    return Pace(readers, slots, threads, None if unordered else OVERTAKE, prefilled)
 
 
 @contextmanager

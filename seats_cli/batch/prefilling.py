@@ -4,7 +4,8 @@ as long as a prefill is launched.
 It takes one question after the other, so this is where clips queue. Its work goes before all other work on
 the GPU: else each of a prefill's hundreds of short kernels waits for those of every clip that is encoded
 meanwhile, and too few answers are decoded together. Nor does an encoder begin to launch while it does
-(`Session.prefill`). And it launches the next while the GPU is still at the one before."""
+(`Session.prefill`). And it launches the next while the GPU is still at the one before, unless a drop has to
+ask the GPU how many tokens it left."""
 
 import threading
 from collections import deque
@@ -23,7 +24,7 @@ from seats_cli.batch.streams import FIRST, Launched, own_stream, take_over
 
 @dataclass
 class _Ready:
-    """An arrival, or what ends everything; and what was launched for it, if anything was."""
+    """An arrival, or what ends everything; and what was launched for a run."""
 
     what: Arrival | BaseException
     launched: Launched | None = None
@@ -53,8 +54,8 @@ class PrefilledAhead:
         self._thread.start()
 
     def take(self, *, wait: bool = True) -> Arrival | None:
-        """As `Arrivals.take`, and None as well while the GPU is at the next one; after `hold` what comes is
-        not `prefilled` yet.
+        """As `Arrivals.take`, and without `wait` None as well while the GPU is at the next one; after `hold`
+        what comes is not `prefilled` yet.
 
         A run's cache was made on another stream (`DecodeTogether.add`): the allocator is not told that this
         thread's uses it (`take_over`), which would take two events a layer."""
@@ -100,7 +101,8 @@ class PrefilledAhead:
         return self._arrivals.alone()
 
     def hold(self) -> bool:
-        """See `Arrivals.hold`; waits for the prefill in the making, and lets go of all that wait."""
+        """See `Arrivals.hold`; waits for the prefill that is being launched, not for the GPU, and lets go of
+        all that wait."""
         with self._changed:
             if self._let_go:
                 return False
@@ -151,7 +153,7 @@ class PrefilledAhead:
         if self._may_prefill():
             arrival = self._arrivals.prefilled(arrival)
             try:
-                made = launched()
+                made = launched() if arrival.run is not None else None
             except Exception as error:
                 arrival = replace(arrival, run=None, error=error)
         self._put(arrival, made)

@@ -47,8 +47,9 @@ class Arrival:
     seconds: float = 0.0
 
     def lacked_memory(self, error: Exception | None) -> bool:
-        """Whether an error says that the question may be answered once others have given memory back."""
-        return isinstance(error, DeviceError) and self.clip is not None and self.clip.read is not None
+        """Whether an error says that the question may be answered once others have given memory back: of its
+        clip, which found too little to be read beside others, or of itself."""
+        return isinstance(error, DeviceError) and self.clip is not None
 
 
 class Arrivals:

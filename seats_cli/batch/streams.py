@@ -70,7 +70,7 @@ def one_core_each(device: torch.device) -> Iterator[None]:
 
 
 def take_over(made: Any, device: torch.device) -> None:
-    """What another thread made and waited for is used on this thread's stream from now on: its memory goes to
+    """What another thread made, and is done, is used on this thread's stream from now on: its memory goes to
     nothing else before this stream is past it."""
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device)

@@ -75,8 +75,8 @@ def together(slots: int, ahead: int = 0) -> Decoder:
     """The decoder of up to `slots` answers at a time: each joins when it was prefilled and leaves when it
     ends. Where the session has no graph to decode in, it is one at a time.
 
-    ahead: questions that are prefilled before there is room for them, by a thread of its own, and wait; 0:
-           each when there is, between two steps
+    ahead: questions that are prefilled, or in the making, by a thread of its own before they are taken; 0:
+           each when there is room, between two steps
     """
 
     def decode(session: "Session", arrivals: Arrivals, listener: Listener) -> Iterator[Outcome]:

@@ -128,7 +128,7 @@ def test_decoders_end_with_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, Pace(15, 16, 1, 64)),
+        ({}, Pace(15, 16, 1, 64, 2)),
         ({"n_cores": 64}, Pace(16, 16, 4, 64)),
         ({"n_cores": 128, "n_clips": 2}, Pace(2, 16, 16, 64)),
         ({"n_cores": 6}, Pace(5, 16, 1, 64)),
@@ -144,10 +144,10 @@ def test_decoders_end_with_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"on_gpu": False, "readers": 2}, Pace(2, 1, 8, 64)),
         ({"readers": 20, "sharing": 2}, Pace(20, 16, 1, 64)),
         ({"readers": 0, "slots": 1}, Pace(0, 1, 0, 64)),
-        ({"small_gpu": True}, Pace(4, 8, 4, 64)),
-        ({"small_gpu": True, "n_cores": 3}, Pace(2, 8, 1, 64)),
-        ({"small_gpu": True, "graphs": False}, Pace(4, 1, 4, 64)),
-        ({"small_gpu": True, "readers": 8, "slots": 12}, Pace(8, 12, 2, 64)),
+        ({"small_gpu": True}, Pace(4, 8, 4, 64, 1)),
+        ({"small_gpu": True, "n_cores": 3}, Pace(2, 8, 1, 64, 1)),
+        ({"small_gpu": True, "graphs": False}, Pace(4, 1, 4, 64, 1)),
+        ({"small_gpu": True, "readers": 8, "slots": 12}, Pace(8, 12, 2, 64, 1)),
         ({"unordered": True}, Pace(15, 16, 1, None)),
         ({"hwaccel": "cuda", "sharing": 2, "on_one_gpu": 2}, Pace(2, 16, 4, 64)),
     ],
@@ -167,11 +167,6 @@ def test_how_many_by_default(
 @pytest.mark.parametrize(("readers", "ahead"), [(0, 1), (1, 3), (8, 10), (16, 20)])
 def test_some_more_are_ready_than_are_read(readers: int, ahead: int) -> None:
     assert Pace(readers).ahead == ahead
-
-
-@pytest.mark.parametrize(("slots", "prefilled"), [(1, 0), (2, 2), (16, 2)])
-def test_one_is_prefilled_while_the_gpu_is_at_another(slots: int, prefilled: int) -> None:
-    assert Pace(slots=slots).prefilled == prefilled
 
 
 @pytest.mark.gpu

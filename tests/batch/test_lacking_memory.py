@@ -16,7 +16,7 @@ from batch.asked import ASKING, by_key
 from seats_cli.batch.prefilling import PrefilledAhead
 from seats_cli.batch.reading import Clip
 from seats_cli.batch.records import Record
-from seats_cli.batch.run import Arrival, one_by_one, run_batch
+from seats_cli.batch.run import Arrival, Decoder, one_by_one, run_batch
 from seats_cli.batch.together import AnswersTogether, together
 from seats_cli.engine.cache import LayerCache
 from seats_cli.engine.graph import GraphDecoder
@@ -210,7 +210,7 @@ def test_an_answer_without_room_waits_for_another_to_end(
     assert [r for r in found if r["ok"]] == [r for r in alone if r["ok"] and r["key"] not in lost.split()]
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("ahead", [0, 1, 2])
 def test_where_there_is_room_for_one_place_only_all_are_answered(
     session: Session, clips: list[Clip], monkeypatch: Any, ahead: int
 ) -> None:
@@ -241,6 +241,7 @@ def test_where_there_is_room_for_one_place_only_all_are_answered(
         (one_by_one, "generate"),
         (together(3), "prefill"),
         (together(3, ahead=1), "prefill"),
+        (together(3, ahead=2), "prefill"),
     ],
 )
 def test_what_finds_no_memory_is_answered_while_nobody_reads(
@@ -271,3 +272,44 @@ def test_what_finds_no_memory_is_answered_while_nobody_reads(
     found = by_key(list(run_batch(session, many, ASKING, ahead=4, readers=3, decode=decode)))
     assert [record["answer"] for record in found] == [r["answer"] for r in alone for _ in range(3)]
     assert lacked
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("decode", [one_by_one, together(3), together(3, ahead=2)])
+def test_a_clip_without_memory_to_be_read_in_is_read_once_no_answer_is_in_the_making(
+    session: Session, clips: list[Clip], monkeypatch: Any, decode: Decoder, fits: bool
+) -> None:
+    """One that does not fit then either fails alone."""
+    alone = by_key(list(run_batch(session, clips, ASKING, ahead=0)))
+    beside: list[int] = []
+    read, step, begin = Session.read, AnswersTogether.step, AnswersTogether.__init__
+    decoders: list[AnswersTogether] = []
+
+    def reads(self: Session, path: str, *args: Any, **options: Any) -> Any:
+        if path.endswith("d.mp4"):
+            here = threading.current_thread() is threading.main_thread()
+            if here:
+                beside.append(sum(map(len, decoders)))
+            if not here or not fits:
+                raise DeviceError("out of memory")
+        return read(self, path, *args, **options)
+
+    def begins(self: AnswersTogether, *args: Any) -> None:
+        begin(self, *args)
+        decoders.append(self)
+
+    def slow(self: AnswersTogether) -> Any:
+        time.sleep(0.02)  # so that clips come while answers are in the making
+        return step(self)
+
+    monkeypatch.setattr(Session, "read", reads)
+    monkeypatch.setattr(AnswersTogether, "__init__", begins)
+    monkeypatch.setattr(AnswersTogether, "step", slow)
+    found = by_key(list(run_batch(session, clips, ASKING, ahead=4, readers=2, decode=decode)))
+    assert beside == [0]
+    assert [record for record in found if record["key"] != "d0"] == [r for r in alone if r["key"] != "d0"]
+    d0 = next(record for record in found if record["key"] == "d0")
+    if fits:
+        assert d0 in alone
+    else:
+        assert d0["error"]["message"] == "out of memory"

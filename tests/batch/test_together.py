@@ -161,8 +161,8 @@ def test_a_prefill_is_left_in_its_middle(session: Session, clips: list[Clip], mo
     [
         ("reading", "wait", {"c0", "c1"}),
         ("reading", "launched", {"c0", "c1"}),
-        ("prefilling", "wait", {"c1"}),  # the third to be waited for: there is nothing of b
-        ("prefilling", "launched", {"c0"}),
+        ("prefilling", "wait", {"c1"}),  # the third: nothing is launched for b
+        ("prefilling", "launched", {"c1"}),
     ],
 )
 def test_an_error_that_the_gpu_tells_late_is_its_question_s(
@@ -241,10 +241,12 @@ def test_the_next_is_launched_while_the_gpu_is_at_the_one_before(monkeypatch: An
 
 
 def test_who_holds_need_not_wait_for_the_gpu(monkeypatch: Any) -> None:
-    """What was launched is let go of, and is there again as a question."""
-    with two_prefilled_ahead(monkeypatch) as (ahead, _, waits):
+    """What was launched, also meanwhile, is let go of, and is there again as a question."""
+    with two_prefilled_ahead(monkeypatch) as (ahead, runs, waits):
         assert ahead.hold()
-        for _ in range(2):
+        still_at_work: Any = SimpleNamespace(done=False)
+        ahead._put(Arrival(None, None, run=runs[0]), still_at_work)  # type: ignore[arg-type]
+        for _ in range(3):
             arrival = ahead.take(wait=False)
             assert arrival is not None
             assert arrival.run is None

@@ -118,7 +118,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 def phases(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """A row for one after the other, and for each pace, in one session."""
-    from seats_cli.batch.decoders import Pace, cores
+    from seats_cli.batch.decoders import PREFILLED, PREFILLED_ON_SMALL, Pace, cores
     from seats_cli.batch.records import Asking
     from seats_cli.batch.run import run_batch
     from seats_cli.batch.sources import Item
@@ -150,13 +150,20 @@ def phases(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
             "pace": tag,
             "clips": count,
             "failed": sum(not record["ok"] for record in records),
+            "errors": sorted({record["error"]["message"] for record in records if not record["ok"]}),
             "seconds": round(seconds, 2),
             "clips_per_hour": round(count / seconds * 3600),
             "gpu_utilisation": mean(looks),
         }
 
     paces = [
-        Pace(readers, slots, max(1, cores() // readers) if readers else 0, overtake=None)
+        Pace(
+            readers,
+            slots,
+            max(1, cores() // readers) if readers else 0,
+            overtake=None,
+            prefilled=PREFILLED_ON_SMALL if asked.memory else PREFILLED,
+        )
         for readers, slots in (map(int, pace.split("x")) for pace in asked.paces.split(","))
     ]
     with one_core_each(session.adapter.device):
