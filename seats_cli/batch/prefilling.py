@@ -21,6 +21,8 @@ from seats_cli.batch.reading import JOIN_S, Stopped
 from seats_cli.batch.run import Arrival, Arrivals
 from seats_cli.batch.streams import FIRST, Launched, own_stream, take_over
 
+_WELL = 32  # questions prefilled when they are taken, without want of memory, before it is done ahead again
+
 
 @dataclass
 class _Ready:
@@ -49,6 +51,7 @@ class PrefilledAhead:
         self._prefilling = False  # the thread holds memory that nobody has taken
         self._over = False  # the thread makes nothing more
         self._stopped = self._held = self._let_go = False
+        self._well = 0  # prefilled when taken since memory was last short
         self.ended = False  # nothing more will come
         self._thread = threading.Thread(target=self._work, name="seats-prefill", daemon=True)
         self._thread.start()
@@ -89,8 +92,14 @@ class PrefilledAhead:
         return arrival
 
     def prefilled(self, arrival: Arrival) -> Arrival:
-        """See `Arrivals.prefilled`."""
-        return self._arrivals.prefilled(arrival)
+        """See `Arrivals.prefilled`. Where that has gone well for a while, there is memory to prefill ahead
+        again."""
+        arrival = self._arrivals.prefilled(arrival)
+        with self._changed:
+            self._well += arrival.run is not None
+            if self._well >= _WELL:
+                self._held, self._let_go, self._well = False, False, 0
+        return arrival
 
     def again(self, arrival: Arrival) -> Arrival:
         """See `Arrivals.again`."""
@@ -104,6 +113,7 @@ class PrefilledAhead:
         """See `Arrivals.hold`; waits for the prefill that is being launched, not for the GPU, and lets go of
         all that wait."""
         with self._changed:
+            self._well = 0
             if self._let_go:
                 return False
             self._let_go = self._held = True
@@ -176,7 +186,7 @@ class PrefilledAhead:
     def _put(self, arrival: Arrival, launched: Launched | None) -> None:
         with self._changed:
             if arrival.lacked_memory(arrival.error):  # beside others: its turn comes
-                arrival, self._held = replace(arrival, error=None), True
+                arrival, self._held, self._well = replace(arrival, error=None), True, 0
             if self._held:  # meanwhile
                 arrival, launched = replace(arrival, run=None), None
             if not self._stopped:

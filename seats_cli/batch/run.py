@@ -103,7 +103,7 @@ class Arrivals:
         return self._reader.alone()
 
     def hold(self) -> bool:
-        """Memory is short: from now on a question is prefilled when it is taken, not before. Whether that
+        """Memory is short: for a while a question is prefilled when it is taken, not before. Whether that
         gave any back."""
         return False
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from batch.asked import ASKING, by_key
+from seats_cli.batch import prefilling
 from seats_cli.batch.prefilling import PrefilledAhead
 from seats_cli.batch.reading import Clip
 from seats_cli.batch.records import Record
@@ -162,6 +163,49 @@ def test_who_holds_is_heard_also_where_the_thread_has_met_the_lack_itself() -> N
     assert [arrival is not None and (arrival.run, arrival.error) for arrival in (first, *rest)] == [
         (None, None)
     ] * 3
+
+
+def test_where_memory_was_short_it_is_prefilled_ahead_again_after_a_while(monkeypatch: Any) -> None:
+    """When as many as it takes were prefilled without want of memory, one after the other."""
+    monkeypatch.setattr(prefilling, "_WELL", 3)
+    by: list[str] = []  # when each was prefilled
+    asked: list[int] = []
+
+    class Given:
+        left = 12
+
+        def next(self, *, wait: bool = True) -> Arrival | None:
+            self.left -= 1
+            return Arrival(None, SimpleNamespace(read=object())) if self.left >= 0 else None  # type: ignore[arg-type]
+
+        def prefilled(self, arrival: Arrival) -> Arrival:
+            asked.append(1)
+            if len(asked) == 5:
+                return replace(arrival, error=ValueError("of one"))  # which says nothing of memory
+            return replace(arrival, run=SimpleNamespace(read=SimpleNamespace(logits=None)))  # type: ignore[arg-type]
+
+        def stop(self) -> None:
+            pass
+
+    def take() -> None:
+        arrival = ahead.take()
+        assert arrival is not None
+        by.append("taken" if arrival.run is None else "ahead")
+        if arrival.run is None:
+            ahead.prefilled(arrival)
+
+    with PrefilledAhead(Given(), torch.device("cpu"), ahead=1) as ahead:  # type: ignore[arg-type]
+        take()
+        assert ahead.hold()
+        take()
+        take()
+        assert not ahead.hold()  # short again, though nothing waits that could be given back
+        for _ in range(9):
+            take()
+        assert by[:7] == ["ahead", *["taken"] * 6]
+        assert by[7:] in (["taken", *["ahead"] * 4], ["ahead"] * 5)  # one may have been on its way
+        assert ahead.hold()
+        assert ahead.take() is None
 
 
 @pytest.mark.parametrize("lacks_memory", [True, False])
