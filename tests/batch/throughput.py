@@ -162,7 +162,7 @@ def phases(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
             slots,
             max(1, cores() // readers) if readers else 0,
             overtake=None,
-            prefilled=PREFILLED_ON_SMALL if asked.memory else PREFILLED,
+            prefilled=PREFILLED_ON_SMALL if 0 < asked.memory < 40 else PREFILLED,
         )
         for readers, slots in (map(int, pace.split("x")) for pace in asked.paces.split(","))
     ]
