@@ -77,7 +77,9 @@ def run_many(terminal: Terminal, request: BatchRequest) -> int:
                 output.keep_empty()  # whoever joins the shards finds each
         left = left_of(items, output.known)
         _say_what_is_there(terminal, request, left, output, set(wanted))
-        screen = BatchScreen(terminal, len(left.items), keeps_errors=_form(request) != "text")
+        keeps_errors = _form(request) != "text"
+        on_stdout = request.output is None
+        screen = BatchScreen(terminal, len(left.items), keeps_errors=keeps_errors, on_stdout=on_stdout)
         try:
             code = _ask_all(terminal, request, left.items, output, screen)
             if code is None and isinstance(output, AnswerFile) and not request.unordered:

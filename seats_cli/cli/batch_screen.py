@@ -19,10 +19,18 @@ class BatchScreen:
     """Progress of a run over `total` questions, and what has come of them. Called from several threads."""
 
     def __init__(
-        self, terminal: Terminal, total: int, *, keeps_errors: bool, now: Callable[[], float] = time.monotonic
+        self,
+        terminal: Terminal,
+        total: int,
+        *,
+        keeps_errors: bool,
+        on_stdout: bool,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`keeps_errors`: whether failures and losses stand in the output, so that few of them are told."""
-        self.terminal, self.total, self.keeps_errors = terminal, total, keeps_errors
+        """`keeps_errors`: whether failures and losses stand in the output, so that few of them are told;
+        `on_stdout`: whether that is stdout."""
+        self.terminal, self.total = terminal, total
+        self.keeps_errors, self.on_stdout = keeps_errors, on_stdout
         self.ok = self.failed = self.lossy = 0
         self._now = now
         self.begin()
@@ -77,7 +85,7 @@ class BatchScreen:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Inside, progress is drawn: a bar for a person, else a line now and then."""
-        with self.terminal.bar(self.total) as draw:
+        with self.terminal.bar(self.total, beside_answers=self.on_stdout) as draw:
             self._draw = draw
             self._tell()
             try:

@@ -214,10 +214,10 @@ class Terminal:
             self.stop_progress()
 
     @contextmanager
-    def bar(self, total: int) -> Iterator[Callable[[str, int], None] | None]:
+    def bar(self, total: int, *, beside_answers: bool) -> Iterator[Callable[[str, int], None] | None]:
         """One bar on stderr while the block runs: `(what, done)` moves it. None where it would draw for
-        nobody, or over an answer that is written to the same screen."""
-        on_screen = self.is_watched and not self.streams_answers
+        nobody, or, with `beside_answers` on stdout, over these on the same screen."""
+        on_screen = self.is_watched and not (beside_answers and self.streams_answers)
         if self.quiet or not on_screen or self._console().is_dumb_terminal:
             yield None
             return

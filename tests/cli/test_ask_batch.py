@@ -369,7 +369,7 @@ def test_progress_says_how_far_how_fast_how_long_and_where() -> None:
     clock, err = Clock(), io.StringIO()
     terminal = Terminal()
     terminal.err = err
-    screen = BatchScreen(terminal, 4, keeps_errors=True, now=clock)
+    screen = BatchScreen(terminal, 4, keeps_errors=True, on_stdout=False, now=clock)
     screen.begin()
     tokens = {"kept": 0.1}
     for number in range(2):
@@ -395,6 +395,21 @@ def test_progress_says_how_far_how_fast_how_long_and_where() -> None:
     clock.now += 1.0
     screen.stage("2.mp4", "read", 1, 2)
     assert len(err.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+def test_a_bar_is_in_the_way_only_of_answers_on_the_same_screen(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch, to_file: bool
+) -> None:
+    asked, bar = [], Terminal.bar
+
+    def noted(self: Terminal, total: int, *, beside_answers: bool) -> Any:
+        asked.append((total, beside_answers))
+        return bar(self, total, beside_answers=beside_answers)
+
+    monkeypatch.setattr(Terminal, "bar", noted)
+    assert run("ask", "videos", "why?", *(["-o", "out.jsonl"] if to_file else [])).exit_code == 0
+    assert asked == [(3, not to_file)]
 
 
 def test_what_waits_for_its_turn_is_kept_when_a_run_is_stopped(

@@ -191,9 +191,9 @@ def test_what_does_not_apply_is_a_dash() -> None:
     assert tokens.title.endswith("random weights")
 
 
-def test_a_bar_stays_while_records_go_to_a_file(terminal: Terminal) -> None:
+def test_a_bar_stays_while_records_go_elsewhere_through_stdout(terminal: Terminal) -> None:
     terminal.out = Screen(watched=False)
-    with terminal.bar(4) as draw:
+    with terminal.bar(4, beside_answers=True) as draw:
         assert draw is not None
         draw(f"1 of 4 - [bold]odd\x07[/] name{'x' * 200}.mp4: read", 1)
         terminal.record('{"ok": true}\n')
@@ -206,12 +206,20 @@ def test_a_bar_stays_while_records_go_to_a_file(terminal: Terminal) -> None:
     assert terminal._progress is None
 
 
+def test_a_bar_is_drawn_at_a_terminal_whose_stdout_gets_no_answers(terminal: Terminal) -> None:
+    with terminal.bar(4, beside_answers=False) as draw:
+        assert draw is not None
+        draw("1 of 4", 1)
+        assert terminal._progress is not None
+        terminal._progress.refresh()
+        assert "1 of 4" in err(terminal)
+
+
 def test_no_bar_over_answers_or_for_nobody(terminal: Terminal) -> None:
-    with terminal.bar(4) as draw:  # answers go to the same screen
+    with terminal.bar(4, beside_answers=True) as draw:  # they go to the same screen
         assert draw is None
-    terminal.out, terminal.err = Screen(watched=False), Screen(watched=False)
-    with terminal.bar(4) as draw:
-        assert draw is None
-    terminal.err, terminal.quiet = Screen(), True
-    with terminal.bar(4) as draw:
-        assert draw is None
+    for watched, quiet in ((False, False), (True, True)):
+        terminal.out, terminal.err, terminal.quiet = Screen(watched=False), Screen(watched=watched), quiet
+        for beside_answers in (False, True):
+            with terminal.bar(4, beside_answers=beside_answers) as draw:
+                assert draw is None
